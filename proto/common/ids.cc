@@ -1,0 +1,163 @@
+#include "proto/common/ids.h"
+
+#include <cstring>
+
+namespace cairn {
+namespace {
+
+void put_be(std::uint8_t* to, std::uint64_t value, int size) {
+  for (int i = size - 1; i >= 0; --i, value >>= 8) to[i] = static_cast<std::uint8_t>(value);
+}
+
+std::uint64_t get_be(const std::uint8_t* from, int size) {
+  std::uint64_t value = 0;
+  for (int i = 0; i < size; ++i) value = value << 8 | from[i];
+  return value;
+}
+
+bool strict_char(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+}
+
+/// For messages: control bytes and long tails of a peer's string never reach a terminal or log as they are.
+std::string printable(std::string_view text) {
+  std::string out;
+  for (char c : text.substr(0, 128)) out += (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) ? '?' : c;
+  return text.size() > 128 ? out + "..." : out;
+}
+
+Result<void> check_segment(std::string_view what, std::string_view whole, std::string_view segment) {
+  const std::string where = std::string(what) + " '" + printable(whole) + "'";
+  if (segment.empty()) return fail(Errc::kInvalid, where + ": empty name or path segment");
+  if (segment == "." || segment == "..") return fail(Errc::kInvalid, where + ": '.' and '..' are not allowed");
+  for (char c : segment)
+    if (!strict_char(c)) return fail(Errc::kInvalid, where + ": only letters, digits, '.', '_' and '-' are allowed");
+  return {};
+}
+
+bool valid_utf8(std::string_view s) {
+  for (std::size_t i = 0; i < s.size();) {
+    const auto byte = [&](std::size_t k) { return static_cast<unsigned char>(s[k]); };
+    const unsigned char lead = byte(i);
+    const int more = lead < 0x80                   ? 0
+                     : lead >= 0xc2 && lead < 0xe0 ? 1
+                     : lead >= 0xe0 && lead < 0xf0 ? 2
+                     : lead >= 0xf0 && lead < 0xf5 ? 3
+                                                   : -1;
+    if (more < 0 || i + static_cast<std::size_t>(more) >= s.size()) return false;
+    for (int k = 1; k <= more; ++k)
+      if ((byte(i + static_cast<std::size_t>(k)) & 0xc0) != 0x80) return false;
+    if (more == 2 && ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f))) return false;
+    if (more == 3 && ((lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))) return false;
+    i += static_cast<std::size_t>(more) + 1;
+  }
+  return true;
+}
+
+}  // namespace
+
+HomeGroup home_group_of(std::string_view name) {
+  std::uint64_t h = 0xcbf29ce484222325ULL;
+  for (char c : name) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3ULL;
+  h ^= h >> 32;
+  return static_cast<HomeGroup>(h % kHomeGroups);
+}
+
+OwnerId OwnerId::make(HomeGroup group, std::uint32_t loss, std::uint64_t random_a, std::uint64_t random_b) {
+  OwnerId id;
+  put_be(&id.bytes[0], group, 2);
+  put_be(&id.bytes[2], loss, 4);
+  put_be(&id.bytes[6], random_a, 8);
+  put_be(&id.bytes[14], random_b, 2);
+  return id;
+}
+
+std::uint32_t OwnerId::loss() const {
+  return static_cast<std::uint32_t>(get_be(&bytes[2], 4));
+}
+std::string OwnerId::hex() const {
+  return to_hex(bytes);
+}
+
+Result<OwnerId> OwnerId::from_bytes(std::string_view raw) {
+  OwnerId id;
+  if (raw.size() != id.bytes.size())
+    return fail(Errc::kInvalid, "owner id is " + std::to_string(raw.size()) + " bytes, not 16");
+  std::memcpy(id.bytes.data(), raw.data(), raw.size());
+  return id;
+}
+
+std::array<char, ChunkId::kKeyBytes> ChunkId::key() const {
+  std::array<char, kKeyBytes> out;
+  auto* to = reinterpret_cast<std::uint8_t*>(out.data());
+  std::memcpy(to, owner.bytes.data(), 16);
+  put_be(to + 16, writer, 8);
+  put_be(to + 24, index, 4);
+  return out;
+}
+
+Result<ChunkId> ChunkId::from_key(std::string_view raw) {
+  if (raw.size() != kKeyBytes)
+    return fail(Errc::kInvalid, "chunk key is " + std::to_string(raw.size()) + " bytes, not 28");
+  ChunkId id;
+  const auto* from = reinterpret_cast<const std::uint8_t*>(raw.data());
+  std::memcpy(id.owner.bytes.data(), from, 16);
+  id.writer = get_be(from + 16, 8);
+  id.index = static_cast<std::uint32_t>(get_be(from + 24, 4));
+  return id;
+}
+
+std::string ChunkId::text() const {
+  std::array<std::uint8_t, 8> w{};
+  put_be(w.data(), writer, 8);
+  return owner.hex() + "/" + to_hex(w) + "/" + std::to_string(index);
+}
+
+std::string Uuid::text() const {
+  return to_hex(bytes);
+}
+
+Result<Uuid> Uuid::from_bytes(std::string_view raw) {
+  Uuid id;
+  if (raw.size() != id.bytes.size())
+    return fail(Errc::kInvalid, "uuid is " + std::to_string(raw.size()) + " bytes, not 16");
+  std::memcpy(id.bytes.data(), raw.data(), raw.size());
+  return id;
+}
+
+std::string to_hex(std::span<const std::uint8_t> bytes) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string out;
+  out.reserve(bytes.size() * 2);
+  for (auto b : bytes) {
+    out += kDigits[b >> 4];
+    out += kDigits[b & 15];
+  }
+  return out;
+}
+
+Result<void> check_bucket_name(std::string_view name) {
+  if (name.size() > 255) return fail(Errc::kInvalid, "bucket '" + printable(name) + "': longer than 255 bytes");
+  return check_segment("bucket", name, name);
+}
+
+Result<void> check_run_name(std::string_view name) {
+  if (name.size() > 512) return fail(Errc::kInvalid, "run '" + printable(name) + "': longer than 512 bytes");
+  for (std::size_t start = 0;;) {
+    const auto end = name.find('/', start);
+    CHECK_OK(check_segment("run", name, name.substr(start, end == name.npos ? end : end - start)));
+    if (end == name.npos) return {};
+    start = end + 1;
+  }
+}
+
+Result<void> check_free_name(std::string_view what, std::string_view name) {
+  const std::string where = std::string(what) + " name '" + printable(name) + "'";
+  if (name.empty()) return fail(Errc::kInvalid, where + ": empty");
+  if (name.size() > 1024) return fail(Errc::kInvalid, where + ": longer than 1,024 bytes");
+  if (name.find('\0') != name.npos) return fail(Errc::kInvalid, where + ": contains a NUL byte");
+  if (!valid_utf8(name)) return fail(Errc::kInvalid, where + ": not valid UTF-8");
+  return {};
+}
+
+}  // namespace cairn
