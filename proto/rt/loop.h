@@ -53,8 +53,8 @@ class Loop {
   };
 
   /// co_await loop.sleep(d): resumes after `d`; cancelled by destroying the waiting frame.
-  auto sleep(Duration d) { return sleep_until(now() + d); }
-  auto sleep_until(TimePoint when) { return Sleep{*this, when}; }
+  Sleep sleep(Duration d) { return sleep_until(now() + d); }
+  Sleep sleep_until(TimePoint when) { return Sleep{*this, when}; }
 };
 
 /// Calls `job` at a time unless destroyed before.
