@@ -1,0 +1,95 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "proto/common/ids.h"
+#include "proto/rt/seams.h"
+#include "proto/rt/unit_pool.h"
+#include "storage/committer/committer.h"
+#include "storage/disk/disk.h"
+#include "storage/index/index.h"
+
+namespace cairn::storage {
+
+/// What an index entry says of a chunk.
+struct ChunkInfo {
+  ChunkId id;
+  std::uint32_t length = 0;  // bytes, 1 .. 64 MiB
+  std::uint32_t digest = 0;  // crc32c over the little-endian block CRCs
+};
+
+std::uint32_t chunk_digest(const std::vector<std::uint32_t>& block_crcs);
+
+/// Chunks on one local disk, written once, addressed by id: appended to preallocated segment files, each block of 64
+/// KiB with a CRC32C seeded by id and block number (proto/common/checksum.h).
+///
+/// Threads:  call from the loop; calls may overlap.
+/// Lifetime: await close() before destroying.
+/// source:   ARCHITECTURE.md, "On disk", "A write"; protocol.md 6
+class ChunkStore {
+ public:
+  struct Options {
+    std::uint64_t segment_bytes = 1 * kGiB;   // 4 MiB .. 4 GiB, multiple of 4096; smaller is chosen on small disks
+    std::uint64_t ballast_bytes = 64 * kMiB;  // free space kept for deletes and the index; NO_SPACE below it
+    std::size_t deletes_per_batch = 1000;
+  };
+
+  /// Loads locations and space accounting; closes all old segments for good and punches their unindexed ranges in the
+  /// background. `incarnation` names this process's segments.
+  /// errors: kDataLoss  index entries that contradict the segment files
+  static Task<std::unique_ptr<ChunkStore>> open(rt::Runtime runtime, Disk& disk, Index& index, Committer& committer,
+                                                rt::UnitPool& units, std::uint64_t incarnation, Options options,
+                                                PlantedBugs bugs);
+  virtual ~ChunkStore() = default;
+
+  /// One chunk on its way in. Dropping it before finish() abandons it and gives its space back.
+  class Upload {
+   public:
+    virtual ~Upload() = default;
+    /// The next bytes, at multiples of the pool's unit size (only the last piece may be shorter), any order, several at
+    /// once. Verified against the CRCs given to start(); the memory is padded to 4096 by this call, hence mutable.
+    /// errors: kDataLoss  bytes do not match their CRC;  kInvalid  outside the chunk or written twice
+    virtual Task<void> write(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) = 0;
+    /// After all pieces: durable and indexed when it returns ok.
+    virtual Task<void> finish() = 0;
+  };
+
+  /// sizes:  length 1 .. 64 MiB; block_crcs one per 64 KiB
+  /// returns nullptr when the same chunk (length, digest) is already durable: nothing to do
+  /// errors: kConflict  other bytes under this id;  kNoSpace;  kInvalid;  kFailed  target fail-stop
+  virtual Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length,
+                                              std::vector<std::uint32_t> block_crcs) = 0;
+
+  virtual Task<std::optional<ChunkInfo>> find(ChunkId id) = 0;
+
+  /// [offset, offset + size) of a chunk, from blocks that all matched their CRCs. The range must not span more than one
+  /// aligned piece of unit_bytes(): callers split. One unit is held by the returned Buffer.
+  /// errors: kNotFound;  kDataLoss  with chunk, block, segment and offset;  kInvalid  outside the chunk
+  virtual Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) = 0;
+  virtual std::size_t unit_bytes() const = 0;
+
+  /// Erases index entries (synced), then, when no read of an extent is left, punches it or unlinks the empty segment.
+  /// Unknown ids are skipped.
+  virtual Task<void> remove(std::vector<ChunkId> ids) = 0;
+
+  /// Chunks with key > after (nullopt: from the start), at most `limit`, in key order.
+  virtual Task<std::vector<ChunkInfo>> list(std::optional<ChunkId> after, std::size_t limit) = 0;
+
+  struct Stats {
+    std::uint64_t chunks = 0;
+    std::uint64_t live_bytes = 0;       // bytes of chunks in the index, padded
+    std::uint64_t uploading_bytes = 0;  // reserved by uploads not yet finished
+    std::uint64_t segments = 0;
+    std::uint64_t free_bytes = 0;  // of the disk
+    std::uint64_t total_bytes = 0;
+    std::uint64_t bytes_written = 0, bytes_read = 0, blocks_bad = 0;  // since open
+  };
+  virtual Stats stats() const = 0;
+  virtual Task<void> close() = 0;
+};
+
+}  // namespace cairn::storage

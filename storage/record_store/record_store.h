@@ -1,0 +1,59 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "proto/common/ids.h"
+#include "proto/rt/seams.h"
+#include "storage/committer/committer.h"
+#include "storage/index/index.h"
+
+namespace cairn::storage {
+
+struct Record {
+  std::string key;
+  std::string value;
+  Version version;
+};
+
+/// Compares, puts and deletes of keys of one home group; all or nothing.
+struct Transaction {
+  HomeGroup group = 0;
+  struct Compare {
+    std::string key;
+    Version version;  // !exists(): the key must be absent
+  };
+  std::vector<Compare> compares;
+  std::vector<std::pair<std::string, std::string>> puts;  // value up to 64 KiB
+  std::vector<std::string> deletes;
+};
+
+/// Records of the home groups of one target, as their only member: versions, transactions, and the group's sequence.
+/// A transaction is evaluated on applied state plus those before it, gets the next (epoch, seq) of its group, and is
+/// answered when durable; transactions of one group are ordered, those of different groups share commits.
+///
+/// The log of protocol.md 2 is not needed with one member; table kLog is kept free for it.
+class RecordStore {
+ public:
+  static constexpr std::size_t kValueBytesMax = 64 * 1024;
+
+  static Task<std::unique_ptr<RecordStore>> open(rt::Runtime runtime, Index& index, Committer& committer);
+  virtual ~RecordStore() = default;
+
+  /// The epoch under which versions of all groups are written from now on (set from the map).
+  virtual void set_epoch(std::uint32_t loss, std::uint64_t epoch_count) = 0;
+
+  /// Returns the version written to every put.
+  /// errors: kConflict  names the key whose version differs;  kInvalid  sizes;  kFailed  target fail-stop
+  virtual Task<Version> apply(Transaction transaction) = 0;
+  /// Sees every transaction that has been answered, and none that has not.
+  virtual Task<std::optional<Record>> get(HomeGroup group, std::string key) = 0;
+  /// Records with prefix, key > after (empty: all), at most `limit`, in key order.
+  virtual Task<std::vector<Record>> scan(HomeGroup group, std::string prefix, std::string after, std::size_t limit) = 0;
+};
+
+}  // namespace cairn::storage
