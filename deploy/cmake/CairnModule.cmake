@@ -27,11 +27,14 @@ function(cairn_module name)
 endfunction()
 
 # cairn_program(NAME SOURCES ... DEPS ...): an executable called NAME, in the top of the build folder's bin/.
+# The target `programs` builds them all, and nothing of the tests.
+add_custom_target(programs)
 function(cairn_program name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE cairn_options ${ARG_DEPS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/bin")
+  add_dependencies(programs ${name})
 endfunction()
 
 # cairn_subdirectories(a b c): one add_subdirectory each.

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Includes follow the arrows between the layers. Prints nothing when they do.
+#   tests/checks/layers.sh [ROOT]
+#
+#   proto/common <- proto/rt <- proto <- storage <- server      storage/format <- client      bench, examples: public headers
+set -euo pipefail
+cd "${1:-$(dirname "$0")/../..}"
+
+find proto storage server client bench -name '*.h' -o -name '*.cc' -o -name '*.proto' 2> /dev/null | LC_ALL=C sort | perl -ne '
+  BEGIN {
+    # The first pattern that matches a file says which of our headers it may include, and which libraries.
+    @rules = (
+      [qr{^proto/common/},          qr{^proto/common/}],
+      [qr{^proto/rt/},              qr{^proto/(common|rt)/}],
+      [qr{^proto/},                 qr{^proto/}],
+      [qr{^storage/format/},        qr{^(proto|storage/format)/}],
+      [qr{^storage/},               qr{^(proto|storage)/}],
+      [qr{^server/},                qr{^(proto|storage|server)/}],
+      [qr{^client/api/include/},    qr{^cairn/}],
+      [qr{^client/examples/},       qr{^(cairn|client/examples)/}],
+      [qr{^client/},                qr{^(proto|storage/format|client|cairn)/}],
+      [qr{^bench/},                 qr{^(cairn|bench)/}],
+    );
+    @ours = qr{^(proto|storage|server|client|bench|tests|cairn)/};
+    $bad = 0;
+  }
+  chomp;
+  my $file = $_;
+  my ($rule) = grep { $file =~ $_->[0] } @rules or next;
+  open my $in, "<", $file or die "$file: $!";
+  while (my $line = <$in>) {
+    my $header;
+    if ($line =~ /^\s*#\s*include\s*[<"]([^>"]+)[>"]/) { $header = $1 }
+    elsif ($file =~ /\.proto$/ && $line =~ /^\s*import\s+(?:public\s+)?"([^"]+)"/) { $header = $1 }
+    else { next }
+    my $why;
+    if ($header =~ $ours[0]) {
+      $why = "not below it" unless $header =~ $rule->[1];
+    } elsif ($header =~ m{^\.\./|/\.\./}) {
+      $why = "write includes from the top of the tree";
+    }
+    # Types of big libraries stay in sources: whoever includes a header would pay for them.
+    if ($file =~ /\.h$/ && $header =~ m{^(rocksdb/|liburing|google/protobuf/|asio)|\.pb\.h$}) { $why = "a library of the sources, not of headers" }
+    if ($file =~ m{^client/} && $header =~ m{^(rocksdb/|liburing)}) { $why = "a client links without it" }
+    if ($why) {
+      print "$file:$.: includes $header: $why\n";
+      $bad = 1;
+    }
+  }
+  END { $? = $bad }
+'

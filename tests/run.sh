@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Builds and passes the tests: checks of the sources, then release, address+undefined and thread sanitizer builds.
+# Installs missing Debian packages first. The last line says how many passed.
+#
+#   tests/run.sh                    everything, as CI does
+#   tests/run.sh --quick            only the release build and its tests, without the fault tests
+#   tests/run.sh --only PHASE       checks, release, asan or tsan; may be repeated
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+usage() { sed -n '2,/^set/s/^# \{0,1\}//p' tests/run.sh; }
+
+phases=()
+quick=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --quick) quick=1 phases=(release) ;;
+    --only)
+      case "${2:-}" in
+        checks | release | asan | tsan) phases+=("$2") ;;
+        *) echo "tests/run.sh: --only takes checks, release, asan or tsan" >&2; exit 2 ;;
+      esac
+      shift
+      ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  shift
+done
+[ ${#phases[@]} -gt 0 ] || phases=(checks release asan tsan)
+
+deploy/setup.sh build test || exit 1
+
+jobs="$(nproc)"
+logs="$(mktemp -d)"
+trap 'rm -rf "$logs"' EXIT
+passed=0 failed=0 skipped=0
+failures=()
+table=()
+built_release=
+
+has_phase() { [[ " ${phases[*]} " == *" $1 "* ]]; }
+
+# timed NAME COMMAND...: runs it, adds a row to the table of times. Returns its status.
+timed() {
+  local name="$1" start=$SECONDS status=0
+  shift
+  echo "== $name"
+  "$@" < /dev/null || status=$?
+  table+=("$(printf '%-28s %5d s  %s' "$name" $((SECONDS - start)) "$([ $status = 0 ] && echo ok || echo FAILED)")")
+  return $status
+}
+
+# check NAME COMMAND...: a step that counts as one test.
+check() {
+  if timed "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    failures+=("$1")
+  fi
+}
+
+build() { # preset
+  # ON is said aloud: deploy/quickstart.sh configures the same folder without tests.
+  if ! cmake --preset "$1" -DBUILD_TESTING=ON > "$logs/cmake" 2>&1; then
+    cat "$logs/cmake"
+    return 1
+  fi
+  # One line per target would bury a failure.
+  cmake --build "build/$1" --parallel "$jobs" -- --quiet
+}
+
+# run_ctest PRESET ARGUMENTS...: runs the tests of a build and adds up their totals.
+run_ctest() {
+  local preset="$1" log="$logs/ctest" status summary bad total lost
+  shift
+  ctest --test-dir "build/$preset" --output-on-failure --no-tests=error --parallel "$jobs" "$@" 2>&1 | tee "$log"
+  status=${PIPESTATUS[0]}
+  summary="$(sed -nE 's/^[0-9]+% tests passed, ([0-9]+) tests failed out of ([0-9]+).*/\1 \2/p' "$log")"
+  read -r bad total <<< "${summary:-1 1}"
+  lost="$(grep -c '\*\*\*Skipped' "$log")"
+  # ctest that ended badly without counting a failure (crashed, found no tests) is a failure all the same.
+  if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1 total=$((total + 1)); fi
+  passed=$((passed + total - bad - lost))
+  failed=$((failed + bad))
+  skipped=$((skipped + lost))
+  [ "$bad" = 0 ] || mapfile -t -O "${#failures[@]}" failures < <(sed -nE "s/^\s*[0-9]+ - (.*) \(.*\)$/$preset: \1/p" "$log" | sort -u)
+  return "$status"
+}
+
+# build_and_test PRESET CTEST-ARGUMENTS...
+build_and_test() {
+  local preset="$1"
+  shift
+  if timed "build $preset" build "$preset"; then
+    [ "$preset" != release ] || built_release=1
+    timed "test $preset" run_ctest "$preset" "$@"
+  else
+    failed=$((failed + 1))
+    failures+=("build $preset")
+  fi
+}
+
+if has_phase checks; then
+  check "format" tests/checks/format.sh
+  check "layers" tests/checks/layers.sh
+  check "forbidden calls" tests/checks/forbidden.sh
+  check "checks catch violations" tests/checks/self_test.sh
+fi
+
+if has_phase release; then
+  if [ -n "$quick" ]; then
+    build_and_test release --label-exclude 'faults|checks'
+  else
+    # The checks ran above, once is enough.
+    build_and_test release --label-exclude checks
+  fi
+fi
+
+if has_phase checks; then
+  # After the build: clang-tidy reads generated headers and the list of compile commands.
+  if [ -n "$built_release" ] || timed "build release" build release; then
+    check "clang-tidy" deploy/lint.sh --tidy
+  else
+    failed=$((failed + 1))
+    failures+=("clang-tidy (needs the release build)")
+  fi
+fi
+
+# Fault tests are about real disks and processes and prove nothing more under a sanitizer; "long" ones are too slow.
+export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
+export UBSAN_OPTIONS=print_stacktrace=1
+export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp second_deadlock_stack=1"
+if has_phase asan; then build_and_test asan --label-exclude 'faults|checks|long|release_only'; fi
+if has_phase tsan; then build_and_test tsan --label-exclude 'faults|checks|long|release_only|single_thread'; fi
+
+echo
+printf '%s\n' "${table[@]}"
+if [ ${#failures[@]} -gt 0 ]; then
+  echo
+  echo "failed:"
+  printf '  %s\n' "${failures[@]}"
+fi
+echo
+printf '%d passed, %d failed' "$passed" "$failed"
+[ "$skipped" = 0 ] || printf ', %d skipped' "$skipped"
+echo
+[ "$failed" = 0 ]
