@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "proto/common/ids.h"
+#include "storage/format/tensor.h"
+
+namespace cairn::format {
+
+/// Where bytes lie: `length` bytes at `offset` of one chunk.
+struct Extent {
+  DataGroup group = 0;
+  ChunkId chunk;
+  std::uint32_t offset = 0;
+  std::uint32_t length = 0;
+  bool operator==(const Extent&) const = default;
+};
+
+/// A rank that says "holder i of n" saves only the i-th part of the elements of its box (row-major order).
+struct Holder {
+  std::uint32_t index = 0;
+  std::uint32_t count = 1;
+  bool operator==(const Holder&) const = default;
+};
+
+/// Elements [first, last) of a box in row-major order that holder i of n saves: equal parts in whole bytes, the same
+/// rule for ever (drawn in the .cc).
+struct LinearRange {
+  std::uint64_t first = 0, last = 0;
+};
+LinearRange holder_range(DType dtype, std::uint64_t box_elements, Holder holder);
+
+/// One saved tensor shard.
+struct ShardEntry {
+  std::string tensor;
+  DType dtype = DType::kF32;
+  Shape global_shape;
+  Box box;
+  std::optional<Holder> holder;
+  std::uint32_t rank = 0;
+  std::uint32_t crc = 0;        // plain CRC32C of the saved bytes (this holder's part)
+  std::vector<Extent> extents;  // in order; together exactly the saved bytes; empty for a zero-size shard
+};
+
+struct BlobEntry {
+  std::string name;
+  std::uint32_t rank = 0;
+  std::uint64_t size = 0;
+  std::uint32_t crc = 0;
+  std::vector<Extent> extents;
+};
+
+/// Position of a data stream: all ranks that name a stream must say the same bytes.
+struct TokenEntry {
+  std::string stream;
+  std::string bytes;  // up to 16 KiB
+};
+
+/// String metadata that foreign formats carry (safetensors __metadata__, saved file names), by scope and key.
+struct MetaEntry {
+  std::string scope;  // for example the saved file's name
+  std::string key;
+  std::string value;
+};
+
+/// What one rank saved (its manifest), or all ranks together (the index).
+struct Contents {
+  std::vector<ShardEntry> shards;
+  std::vector<BlobEntry> blobs;
+  std::vector<TokenEntry> tokens;
+  std::vector<MetaEntry> meta;
+};
+
+}  // namespace cairn::format
