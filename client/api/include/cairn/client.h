@@ -1,0 +1,199 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cairn/future.h"
+#include "cairn/result.h"
+#include "cairn/types.h"
+
+/// libcairn: sharded checkpoints and objects on Cairn daemons.
+///
+/// All classes are handles: copying shares. Every blocking call `f` has a form `f_async` that returns a Future, which
+/// can be waited for, called back or co_awaited (cairn/future.h; with Asio: cairn/asio.h). Threads: any; one Save or
+/// Restore from one thread at a time. A client runs one thread of its own.
+///
+///   auto client = cairn::Client::connect({.servers = {"127.0.0.1:7420"}});
+///   auto run = client->open_run({.name = "jobs/llama", .launch = {.job = job_id, .restart = restarts}});
+///   auto save = run->begin_save({.step = 1200, .rank = rank, .world_size = n});
+///   save->add_tensor({.name = "w", .dtype = cairn::DType::bf16, .global_shape = {4096, 4096},
+///                     .box = cairn::Box{{0, 0}, {2048, 4096}}}, bytes);
+///   auto ticket = save->stage();            // returns once the bytes are copied: train on
+///   auto committed = ticket->wait();        // durable, and committed by all ranks
+namespace cairn {
+
+class Client;
+
+/// One attempt's part of this rank. Dropping the last handle before stage() leaves the attempt to time out for all
+/// ranks; abort() fails it at once.
+class Save {
+ public:
+  /// Notes what to save; `bytes` must stay unchanged until stage() returns.
+  /// errors: kInvalid  names tensor and reason: box outside the shape, wrong size, the same box twice, sizes that
+  /// overflow
+  Result<void> add_tensor(TensorShard shard, std::span<const std::byte> bytes);
+  /// Opaque bytes restored by (name, rank).
+  Result<void> add_blob(std::string name, std::span<const std::byte> bytes);
+  /// Position of a data stream; every rank that names `stream` must give the same bytes (at most 16 KiB).
+  Result<void> add_token(std::string stream, std::span<const std::byte> bytes);
+  Result<void> add_meta(MetaItem item);
+
+  class Ticket {
+   public:
+    /// Waits until this rank's data is durable and the step is committed by all ranks.
+    /// errors: kAttemptFailed  another rank failed, by name;  kFenced  a newer launch opened the run
+    ///         kConflict  gaps, overlaps or differing tokens: which tensor, where;  kUnknown  ask Run::status
+    Result<SaveResult> wait();
+    Result<SaveResult> wait_for(std::chrono::milliseconds timeout);
+    Future<SaveResult> wait_async();
+    bool ready() const;
+
+   private:
+    friend class Save;
+    std::shared_ptr<struct TicketImpl> impl_;
+  };
+
+  /// Copies everything added into the arena, with checksums in the same pass, and returns; sending, sealing and (at the
+  /// last seal of all ranks) committing go on in the background.
+  /// errors: kBusy  the arena is full and arena_wait is off (nothing is lost: try again);  kDeadline
+  Result<Ticket> stage();
+  Future<Ticket> stage_async();
+  /// Copies what was added so far into the arena; more can be added, and stage() completes and seals.
+  Result<void> stage_part();
+  /// With explicit_commit: commits once all ranks have sealed. Call on one rank.
+  Result<SaveResult> commit();
+  Future<SaveResult> commit_async();
+  /// Fails the attempt for all ranks, with this rank's name and `reason`.
+  Result<void> abort(std::string reason);
+  /// Names the attempt for Client::status.
+  std::string attempt() const;
+
+ private:
+  friend class Run;
+  std::shared_ptr<struct SaveImpl> impl_;
+};
+
+/// A request for parts of a committed step. want() all, then run().
+class Restore {
+ public:
+  /// `out` is filled by run() and must stay valid until it returns.
+  /// errors: kNotFound  no such tensor;  kInvalid  box outside it, or `out` of another size: both sizes named
+  Result<void> want(TensorSlice slice, std::span<std::byte> out);
+  /// Reads only the bytes wanted, in parallel, verified; each byte of every `out` is right when it returns ok.
+  /// errors: kDataLoss  names tensor and chunk;  kDeleted  the step was removed meanwhile;  kUnavailable
+  Result<RestoreResult> run();
+  Future<RestoreResult> run_async();
+
+ private:
+  friend class Step;
+  std::shared_ptr<struct RestoreImpl> impl_;
+};
+
+/// A committed step, opened for reading.
+class Step {
+ public:
+  const StepInfo& info() const;
+  /// All tensors with their saved boxes, sorted by name.
+  Result<std::vector<TensorInfo>> tensors();
+  Result<std::vector<BlobInfo>> blobs();
+  Result<std::vector<MetaItem>> meta();
+  /// errors: kNotFound
+  Result<std::vector<std::byte>> blob(std::string name, std::uint32_t rank = 0);
+  Result<std::vector<std::byte>> token(std::string stream);
+  Restore restore();
+  /// Reads everything back and checks every byte. `progress` is told bytes done and in all, from the client's thread.
+  /// errors: kDataLoss  the first damage found, named
+  Result<RestoreResult> verify(std::function<void(std::uint64_t, std::uint64_t)> progress = {});
+
+ private:
+  friend class Client;
+  friend class Run;
+  std::shared_ptr<struct StepImpl> impl_;
+};
+
+/// A training job's place on the store, opened by one launch.
+class Run {
+ public:
+  /// The step to resume from, the same answer for all ranks of this launch; nullopt: nothing committed yet.
+  std::optional<std::uint64_t> resume_step() const;
+  /// Creates or joins the attempt of this launch at `step`.
+  /// errors: kFenced  a newer launch opened the run;  kExists  the step is committed (see overwrite)
+  ///         kInvalid  another world size than the attempt's;  kNoSpace  would not fit
+  Result<Save> begin_save(SaveOptions options);
+  Future<Save> begin_save_async(SaveOptions options);
+  Result<Step> open_step(std::optional<std::uint64_t> step = {});
+  /// open_step(step)->restore().
+  Result<Restore> restore(std::optional<std::uint64_t> step = {});
+  const std::string& name() const;
+
+ private:
+  friend class Client;
+  std::shared_ptr<struct RunImpl> impl_;
+};
+
+class Client {
+ public:
+  /// errors: kUnavailable  no server answered: each is named with its reason;  kInvalid  an option, by name
+  static Result<Client> connect(ClientOptions options = {});
+
+  // Buckets.
+  Result<void> create_bucket(BucketOptions options);
+  Result<BucketInfo> bucket(std::string name);
+  Result<std::vector<BucketInfo>> buckets();
+  /// errors: kConflict  not empty
+  Result<void> remove_bucket(std::string name);
+
+  // Objects.
+  struct PutOptions {
+    bool if_absent = false;  // kExists when the key is there
+  };
+  Result<ObjectInfo> put(std::string bucket, std::string key, std::span<const std::byte> bytes, PutOptions options);
+  Result<ObjectInfo> put(std::string bucket, std::string key, std::span<const std::byte> bytes) {
+    return put(std::move(bucket), std::move(key), bytes, PutOptions{});
+  }
+  Future<ObjectInfo> put_async(std::string bucket, std::string key, std::span<const std::byte> bytes,
+                               PutOptions options);
+  /// Streams: `read` fills its argument and returns how much it wrote, 0 at the end. Memory stays inside the arena.
+  Result<ObjectInfo> put_stream(std::string bucket, std::string key,
+                                std::function<Result<std::size_t>(std::span<std::byte>)> read, PutOptions options);
+  Result<std::vector<std::byte>> get(std::string bucket, std::string key);
+  Future<std::vector<std::byte>> get_async(std::string bucket, std::string key);
+  /// Streams bytes [first, last) (last = npos: to the end) of the version found at the start to `write`, in order,
+  /// verified.
+  static constexpr std::uint64_t npos = ~0ull;
+  Result<ObjectInfo> get_stream(std::string bucket, std::string key, std::uint64_t first, std::uint64_t last,
+                                std::function<Result<void>(std::span<const std::byte>)> write);
+  Result<ObjectInfo> stat(std::string bucket, std::string key);
+  /// Sorted by key, keys > after, at most `limit` (1,000 at most).
+  Result<Page<ObjectInfo>> list(std::string bucket, std::string prefix = {}, std::string after = {},
+                                std::uint32_t limit = 1000);
+  Result<void> remove(std::string bucket, std::string key);
+
+  // Checkpoints.
+  /// Fences every older launch of the run and fixes the step to resume from.
+  /// errors: kFenced  a newer launch was here;  kInvalid  no launch id;  kNotFound  bucket, or the step to resume
+  Result<Run> open_run(RunOptions options);
+  Future<Run> open_run_async(RunOptions options);
+  /// To read only: no launch, nothing fenced. Default: the highest committed step.
+  Result<Step> open_step(std::string run, std::optional<std::uint64_t> step = {});
+  Future<Step> open_step_async(std::string run, std::optional<std::uint64_t> step = {});
+  Result<Page<std::string>> runs(std::string bucket, std::string after = {}, std::uint32_t limit = 1000);
+  Result<Page<StepInfo>> steps(std::string run, std::optional<std::uint64_t> after = {}, std::uint32_t limit = 1000);
+  Result<void> remove_step(std::string run, std::uint64_t step);
+  Result<std::uint32_t> remove_steps_after(std::string run, std::uint64_t step);
+  Result<RunActivity> activity(std::string run);
+  /// What became of an attempt (Save::attempt()): answers while the step lives, for failed attempts one hour.
+  Result<AttemptStatus> status(std::string run, std::string attempt);
+
+  /// Address and transport in use, for people.
+  std::string description() const;
+
+ private:
+  std::shared_ptr<struct ClientImpl> impl_;
+};
+
+}  // namespace cairn
