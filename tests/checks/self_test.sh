@@ -96,5 +96,44 @@ caught forbidden server/objects/a.h '#include <thread>'
 caught forbidden client/core/a.cc 'auto t = std::chrono::steady_clock::now();'
 caught forbidden proto/wire.cc '/* a */ std::abort();'
 
+# The other checks take what they look at as an argument.
+refused() { # what check argument...
+  local what="$1" check="$2"
+  shift 2
+  planted=$((planted + 1))
+  if "$checks/$check.sh" "$@" > /dev/null 2>&1; then
+    echo "$check: passes although $what"
+    failed=1
+  fi
+}
+fine() {
+  if ! "$checks/$1.sh" "${@:2}" > /dev/null 2>&1; then
+    echo "$1: complains about nothing"
+    failed=1
+  fi
+}
+include="$tree/include"
+mkdir -p "$include/cairn"
+refused "there is no header" public_headers "$include"
+echo '#include <string>' > "$include/cairn/a.h"
+fine public_headers "$include"
+echo 'inline std::string f() { return {}; }' > "$include/cairn/a.h"
+refused "a header lacks an include" public_headers "$include"
+printf '#include <expected>\ninline std::expected<int, int> f() { return 1; }\n' > "$include/cairn/a.h"
+refused "a header needs C++23" public_headers "$include"
+
+echo 'int main() {}' > "$tree/main.cc"
+g++ -o "$tree/plain" "$tree/main.cc"
+g++ -o "$tree/linked" "$tree/main.cc" -Wl,--no-as-needed -luring
+fine client_links "$tree/plain"
+refused "a program links liburing" client_links "$tree/plain" "$tree/linked"
+
+if command -v systemd-analyze > /dev/null; then
+  sed 's/^UMask=/UMusk=/' "$checks/../../deploy/cairnd.service" > "$tree/a.service"
+  refused "a key is misspelt" unit "$tree/a.service"
+  sed '/^\(Protect\|Restrict\|System\)/d' "$checks/../../deploy/cairnd.service" > "$tree/a.service"
+  refused "the unit is wide open" unit "$tree/a.service"
+fi
+
 [ $failed = 0 ] && echo "$planted planted violations caught"
 exit $failed
