@@ -10,7 +10,7 @@ failed=0
 # Innocent words that a careless pattern would take for a violation.
 clean() {
   rm -rf "${tree:?}"/{proto,storage,server,client,bench,tests}
-  mkdir -p "$tree"/{proto/{common,rt,runtime},storage/{format,disk,index,chunk_store},server/{objects,cairnd}} \
+  mkdir -p "$tree"/{proto/{common/include/cairn,rt,runtime},storage/{format,disk,index,chunk_store},server/{objects,cairnd}} \
     "$tree"/client/{core,api/include/cairn,examples,cli} "$tree"/{bench,tests}
   cat > "$tree/storage/chunk_store/store.cc" << 'END'
 #include "storage/chunk_store/store.h"
@@ -65,6 +65,8 @@ for check in format layers forbidden; do silent $check; done
 caught format proto/common/a.cc 'int  f( ){return 1;}'
 
 caught layers proto/common/a.h '#include "proto/rt/loop.h"'
+caught layers proto/common/include/cairn/a.h '#include "proto/common/ids.h"'
+caught layers proto/common/a.h '#include "cairn/client.h"'
 caught layers proto/rt/a.h '#include "proto/wire/frame.h"'
 caught layers proto/rt/a.cc '#include "storage/disk/disk.h"'
 caught layers proto/wire.proto 'import "server/records/records.proto";'
@@ -79,6 +81,7 @@ caught layers client/core/a.cc '#include <rocksdb/db.h>'
 caught layers client/cli/a.cc '#include <liburing.h>'
 caught layers client/api/include/cairn/a.h '#include "proto/common/result.h"'
 caught layers client/examples/a.cc '#include "client/core/client.h"'
+caught layers client/api/include/cairn/a.h '#include <asio/post.hpp>'
 caught layers bench/a.cc '#include "proto/common/result.h"'
 caught layers storage/index/a.h '#include <rocksdb/db.h>'
 caught layers server/objects/a.h '#include "proto/wire/frame.pb.h"'
