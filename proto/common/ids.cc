@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "proto/common/text.h"
+
 namespace cairn {
 namespace {
 
@@ -17,13 +19,6 @@ std::uint64_t get_be(const std::uint8_t* from, int size) {
 
 bool strict_char(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
-}
-
-/// For messages: control bytes and long tails of a peer's string never reach a terminal or log as they are.
-std::string printable(std::string_view text) {
-  std::string out;
-  for (char c : text.substr(0, 128)) out += (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) ? '?' : c;
-  return text.size() > 128 ? out + "..." : out;
 }
 
 Result<void> check_segment(std::string_view what, std::string_view whole, std::string_view segment) {

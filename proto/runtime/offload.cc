@@ -1,0 +1,68 @@
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "proto/runtime/runtime.h"
+
+namespace cairn::rt {
+namespace {
+
+class ThreadOffload final : public Offload {
+ public:
+  ThreadOffload(Loop& loop, int threads) : loop_(loop) {
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  }
+  ~ThreadOffload() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (auto& thread : threads_) thread.join();
+  }
+
+  void submit(Job work, Job done) override {
+    {
+      std::lock_guard lock(mutex_);
+      queue_.push_back({std::move(work), std::move(done)});
+    }
+    wake_.notify_one();
+  }
+
+ private:
+  struct Item {
+    Job work, done;
+  };
+
+  void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+      if (stopping_) return;
+      auto item = std::move(queue_.front());
+      queue_.pop_front();
+      lock.unlock();
+      item.work();
+      // What `work` captured may belong to the loop (buffers of a pool): it travels back and dies there.
+      loop_.post([item = std::move(item)]() mutable { item.done(); });
+      lock.lock();
+    }
+  }
+
+  Loop& loop_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Item> queue_;
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace
+
+std::unique_ptr<Offload> make_thread_offload(Loop& loop, int threads) {
+  return std::make_unique<ThreadOffload>(loop, threads);
+}
+
+}  // namespace cairn::rt
