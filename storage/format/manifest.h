@@ -1,8 +1,10 @@
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "proto/common/ids.h"
@@ -43,6 +45,7 @@ struct ShardEntry {
   std::uint32_t rank = 0;
   std::uint32_t crc = 0;        // plain CRC32C of the saved bytes (this holder's part)
   std::vector<Extent> extents;  // in order; together exactly the saved bytes; empty for a zero-size shard
+  bool operator==(const ShardEntry&) const = default;
 };
 
 struct BlobEntry {
@@ -51,19 +54,24 @@ struct BlobEntry {
   std::uint64_t size = 0;
   std::uint32_t crc = 0;
   std::vector<Extent> extents;
+  bool operator==(const BlobEntry&) const = default;
 };
 
 /// Position of a data stream: all ranks that name a stream must say the same bytes.
 struct TokenEntry {
   std::string stream;
-  std::string bytes;  // up to 16 KiB
+  std::string bytes;       // up to 16 KiB
+  std::uint32_t rank = 0;  // who named it; in the index the lowest rank that did
+  bool operator==(const TokenEntry&) const = default;
 };
 
 /// String metadata that foreign formats carry (safetensors __metadata__, saved file names), by scope and key.
 struct MetaEntry {
   std::string scope;  // for example the saved file's name
   std::string key;
-  std::string value;
+  std::string value;       // up to 100,000,000 bytes: a safetensors header may be that long
+  std::uint32_t rank = 0;  // who named it; in the index the lowest rank that did
+  bool operator==(const MetaEntry&) const = default;
 };
 
 /// What one rank saved (its manifest), or all ranks together (the index).
@@ -72,6 +80,25 @@ struct Contents {
   std::vector<BlobEntry> blobs;
   std::vector<TokenEntry> tokens;
   std::vector<MetaEntry> meta;
+  bool operator==(const Contents&) const = default;
 };
+
+/// One entry of any kind; the alternatives stand in the order in which the kinds are sorted.
+using Entry = std::variant<ShardEntry, BlobEntry, TokenEntry, MetaEntry>;
+
+/// The order of manifests and of the index: kind; then for shards (tensor, box origin, box shape, holder, rank), for
+/// blobs (name, rank), for tokens (stream, rank), for metadata (scope, key, rank).
+std::strong_ordering order(const ShardEntry& a, const ShardEntry& b);
+std::strong_ordering order(const BlobEntry& a, const BlobEntry& b);
+std::strong_ordering order(const TokenEntry& a, const TokenEntry& b);
+std::strong_ordering order(const MetaEntry& a, const MetaEntry& b);
+std::strong_ordering order(const Entry& a, const Entry& b);
+void sort(Contents& contents);
+
+/// Bytes this entry saved: its holder's part of the box. errors: kInvalid  names the tensor: overflow, not whole bytes
+Result<std::uint64_t> saved_bytes(const ShardEntry& shard);
+/// Everything one entry alone can be wrong about: names, dtype, box inside the shape, holder, extents in chunk limits
+/// and together exactly the saved bytes. errors: kInvalid  names the tensor or blob
+Result<void> check_entry(const Entry& entry);
 
 }  // namespace cairn::format

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "proto/common/result.h"
+#include "proto/common/units.h"
+#include "storage/format/manifest.h"
+
+namespace cairn::format {
+
+/// A box that a caller wants, row-major, in a buffer of its own.
+struct Want {
+  std::string tensor;
+  Box box;
+  std::optional<DType> dtype;               // must equal the saved one when given
+  std::optional<std::uint64_t> size_bytes;  // of the buffer; must be the box's bytes when given
+};
+
+struct PlanLimits {
+  std::uint64_t request_bytes_max = 32 * kMiB;
+  std::uint32_t request_ranges_max = 16 * 1024;
+};
+
+struct ReadChunk {
+  ChunkId id;
+  std::vector<std::uint32_t> offsets;  // rising; neighbours are one range; equal bytes wanted twice are two ranges
+  std::vector<std::uint32_t> lengths;  // as many, each >= 1
+};
+
+/// The next `length` bytes of a reply go to `offset` of the buffer of wants[want].
+struct Scatter {
+  std::uint32_t length = 0;
+  std::uint32_t want = 0;
+  std::uint64_t offset = 0;
+};
+
+/// One vectored read of chunks of one group. The reply is the ranges' bytes in order.
+struct ReadRequest {
+  DataGroup group = 0;
+  std::vector<ReadChunk> chunks;  // sorted by id
+  std::vector<Scatter> scatter;   // together exactly the reply
+  std::uint64_t bytes = 0;
+};
+
+struct RestorePlan {
+  std::vector<ReadRequest> requests;  // sorted by (group, chunk, offset); one chunk may be split over several
+  std::uint64_t bytes = 0;
+};
+
+/// Which bytes to read, and where to put them, so that every wanted element is filled exactly once.
+///
+/// `shards` are entries of a committed index in any order, at least all that touch a wanted box; holders are used
+/// part by part; a box saved twice with equal size and CRC is read once.
+/// errors: kNotFound  a tensor that was not saved, or the first box of a want that no shard holds
+///         kInvalid   wrong dtype, shape or buffer size; sub-byte elements that do not begin at a whole byte
+///         kDataLoss  shards contradict each other: overlap, different shapes, extents that do not fit
+Result<RestorePlan> plan(std::span<const Want> wants, std::span<const ShardEntry> shards,
+                         const PlanLimits& limits = {});
+
+}  // namespace cairn::format
