@@ -234,7 +234,7 @@ Task<T> submit(std::shared_ptr<State> state, Caller caller, rt::Duration delay, 
 Error io_error(const std::string& name, const char* what) {
   return {Errc::kFailed, std::string(what) + " " + name + ": Input/output error"};
 }
-std::unexpected<Error> gone(Caller caller) {
+Failure gone(Caller caller) {
   return fail(Errc::kFailed, "disk handle of a process that is gone (" + caller.node->name() + ")");
 }
 
@@ -292,7 +292,7 @@ class SimFile final : public storage::File {
           state->land(std::move(write));
           if (!error) return {};
           state->world.injected(Fault::kWriteError, name + " at " + std::to_string(offset));
-          return std::unexpected(io_error(name, "write"));
+          return fail(io_error(name, "write"));
         });
   }
 
@@ -312,7 +312,7 @@ class SimFile final : public storage::File {
         [state, inode, name, error, offset, into = std::move(into)]() mutable -> Result<rt::MutableBuffer> {
           if (error) {
             state->world.injected(Fault::kReadError, name + " at " + std::to_string(offset));
-            return std::unexpected(io_error(name, "read"));
+            return fail(io_error(name, "read"));
           }
           if (offset + into.bytes.size() > inode->size)
             return fail(Errc::kDataLoss, "read " + name + ": " + std::to_string(into.bytes.size()) + " bytes at " +
@@ -339,7 +339,7 @@ class SimFile final : public storage::File {
                                       inode->flush(cutoff, !error);
                                       if (!error) return {};
                                       state->world.injected(Fault::kFlushError, name);
-                                      return std::unexpected(io_error(name, "fdatasync"));
+                                      return fail(io_error(name, "fdatasync"));
                                     });
   }
 
@@ -445,7 +445,7 @@ class SimDisk final : public storage::Disk {
     co_return co_await submit<void>(state, caller, s.delay(0), [state, error, cutoff = s.landed]() -> Result<void> {
       if (error) {
         state->world.injected(Fault::kFlushError, "directory");
-        return std::unexpected(io_error("the directory", "fsync"));
+        return fail(io_error("the directory", "fsync"));
       }
       auto& changes = state->changes;
       auto end = changes.begin();

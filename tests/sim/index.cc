@@ -82,7 +82,7 @@ struct Caller {
   bool gone() const { return !node->alive() || node->incarnation() != incarnation; }
 };
 
-std::unexpected<Error> gone(Caller caller) {
+Failure gone(Caller caller) {
   return fail(Errc::kFailed, "index handle of a process that is gone (" + caller.node->name() + ")");
 }
 

@@ -60,7 +60,7 @@ struct Listening {
   Listening(Owner o, std::string a) : owner(o), address(std::move(a)), wake(*o.node) {}
 };
 
-std::unexpected<Error> reset_error(const std::string& peer) {
+Failure reset_error(const std::string& peer) {
   return fail(Errc::kUnavailable, peer + ": connection reset");
 }
 

@@ -86,7 +86,7 @@ Task<void> echo(std::unique_ptr<rt::Stream> stream) {
 }
 Task<void> serve(Node* node, std::string address) {
   auto listener = node->runtime().net.listen(std::move(address));
-  if (!listener) co_return std::unexpected(listener.error());
+  if (!listener) co_return fail(listener.error());
   for (;;) {
     CO_TRY(auto stream, co_await (*listener)->accept());
     node->spawn(echo(std::move(stream)));
@@ -109,7 +109,7 @@ Task<std::string> ask(rt::Net* net, std::string address, std::string text) {
 /// Reads to the end of one accepted stream into `got`; the reason of the end is the result.
 Task<void> collect(Node* node, std::string address, std::string* got) {
   auto listener = node->runtime().net.listen(std::move(address));
-  if (!listener) co_return std::unexpected(listener.error());
+  if (!listener) co_return fail(listener.error());
   CO_TRY(auto stream, co_await (*listener)->accept());
   std::vector<std::byte> buffer(512);
   for (;;) {
