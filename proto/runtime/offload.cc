@@ -9,29 +9,23 @@
 namespace cairn::rt {
 namespace {
 
-class Workers final : public ThreadOffload {
+class ThreadOffload final : public Offload {
  public:
-  Workers(Loop& loop, int threads) : loop_(loop) {
+  ThreadOffload(Loop& loop, int threads) : loop_(loop) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   }
-  ~Workers() override { stop(); }
-
-  void stop() override {
-    std::deque<Item> dropped;  // destroyed here, without the lock: what a job holds may submit() when it goes
+  ~ThreadOffload() override {
     {
       std::lock_guard lock(mutex_);
       stopping_ = true;
-      dropped.swap(queue_);
     }
     wake_.notify_all();
     for (auto& thread : threads_) thread.join();
-    threads_.clear();
   }
 
   void submit(Job work, Job done) override {
     {
       std::lock_guard lock(mutex_);
-      if (stopping_) return;
       queue_.push_back({std::move(work), std::move(done)});
     }
     wake_.notify_one();
@@ -67,8 +61,8 @@ class Workers final : public ThreadOffload {
 
 }  // namespace
 
-std::unique_ptr<ThreadOffload> make_thread_offload(Loop& loop, int threads) {
-  return std::make_unique<Workers>(loop, threads);
+std::unique_ptr<Offload> make_thread_offload(Loop& loop, int threads) {
+  return std::make_unique<ThreadOffload>(loop, threads);
 }
 
 }  // namespace cairn::rt

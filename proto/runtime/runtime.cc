@@ -14,8 +14,4 @@ Result<std::unique_ptr<RealRuntime>> RealRuntime::create(Options options) {
   return made;
 }
 
-RealRuntime::~RealRuntime() {
-  if (offload_) offload_->stop();  // its threads post to the loop
-}
-
 }  // namespace cairn::rt
