@@ -9,23 +9,29 @@
 namespace cairn::rt {
 namespace {
 
-class ThreadOffload final : public Offload {
+class Workers final : public ThreadOffload {
  public:
-  ThreadOffload(Loop& loop, int threads) : loop_(loop) {
+  Workers(Loop& loop, int threads) : loop_(loop) {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
   }
-  ~ThreadOffload() override {
+  ~Workers() override { stop(); }
+
+  void stop() override {
+    std::deque<Item> dropped;  // destroyed here, without the lock: what a job holds may submit() when it goes
     {
       std::lock_guard lock(mutex_);
       stopping_ = true;
+      dropped.swap(queue_);
     }
     wake_.notify_all();
     for (auto& thread : threads_) thread.join();
+    threads_.clear();
   }
 
   void submit(Job work, Job done) override {
     {
       std::lock_guard lock(mutex_);
+      if (stopping_) return;
       queue_.push_back({std::move(work), std::move(done)});
     }
     wake_.notify_one();
@@ -61,8 +67,8 @@ class ThreadOffload final : public Offload {
 
 }  // namespace
 
-std::unique_ptr<Offload> make_thread_offload(Loop& loop, int threads) {
-  return std::make_unique<ThreadOffload>(loop, threads);
+std::unique_ptr<ThreadOffload> make_thread_offload(Loop& loop, int threads) {
+  return std::make_unique<Workers>(loop, threads);
 }
 
 }  // namespace cairn::rt

@@ -14,4 +14,8 @@ Result<std::unique_ptr<RealRuntime>> RealRuntime::create(Options options) {
   return made;
 }
 
+RealRuntime::~RealRuntime() {
+  if (offload_) offload_->stop();  // its threads post to the loop
+}
+
 }  // namespace cairn::rt

@@ -44,9 +44,14 @@ std::unique_ptr<Net> make_net(RealLoop& loop, Offload& offload);
 /// Every number from getrandom(): unpredictable, and different in a forked child.
 std::unique_ptr<Random> make_os_random();
 
-/// `threads` worker threads. Destroying it waits for work that runs and drops work that has not begun. Both `work` and
-/// `done` are destroyed on the loop.
-std::unique_ptr<Offload> make_thread_offload(Loop& loop, int threads);
+/// Worker threads. Both `work` and `done` are destroyed on the loop.
+class ThreadOffload : public Offload {
+ public:
+  /// Waits for work that runs and drops work that has not begun; submit() drops everything afterwards. The destructor
+  /// does the same.
+  virtual void stop() = 0;
+};
+std::unique_ptr<ThreadOffload> make_thread_offload(Loop& loop, int threads);
 
 /// One line per event on stderr, whole in one write: time=... level=... event=... key=value. Values are quoted and
 /// escaped where needed, and cut at 1,024 bytes.
@@ -72,6 +77,7 @@ class RealRuntime {
   static Result<std::unique_ptr<RealRuntime>> create() { return create(Options{}); }
   RealRuntime(const RealRuntime&) = delete;
   RealRuntime& operator=(const RealRuntime&) = delete;
+  ~RealRuntime();
 
   RealLoop& loop() { return *loop_; }
   Runtime seams() { return {*loop_, *random_, *net_, *offload_, *log_}; }
@@ -80,8 +86,8 @@ class RealRuntime {
   RealRuntime() = default;
   std::unique_ptr<Log> log_;
   std::unique_ptr<Random> random_;
-  std::unique_ptr<RealLoop> loop_;
-  std::unique_ptr<Offload> offload_;
+  std::unique_ptr<ThreadOffload> offload_;
+  std::unique_ptr<RealLoop> loop_;  // its last jobs may still submit work
   std::unique_ptr<Net> net_;
 };
 

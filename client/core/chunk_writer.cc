@@ -1,0 +1,230 @@
+#include "client/core/chunk_writer.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "proto/common/checksum.h"
+#include "proto/wire/codec.h"
+#include "proto/wire/wire.pb.h"
+
+namespace cairn::client {
+namespace {
+
+constexpr std::size_t kAlignFromBytes = kBlockBytes;
+// Below this a copy is cheaper than waking another thread for it.
+constexpr std::size_t kOffloadFromBytes = 256 * kKiB;
+
+/// The one pass over source memory: copy, block CRCs, plain CRC; piece by piece while it is in the cache.
+struct CopyPass {
+  std::span<const std::byte> from;
+  std::vector<rt::MutableBuffer> units;  // of the chunk; held until the pass is over
+  std::size_t unit_bytes = 0;
+  ChunkId id;
+  std::uint32_t at = 0;  // in the chunk
+  std::uint32_t block_crc = 0, plain_crc = 0;
+  std::vector<std::uint32_t> ended;  // CRCs of blocks filled up
+
+  void run() {
+    while (!from.empty()) {
+      const auto unit = at / unit_bytes;
+      const auto in_unit = at % unit_bytes;
+      const auto size =
+          std::min({from.size(), static_cast<std::size_t>(kBlockBytes - at % kBlockBytes), unit_bytes - in_unit});
+      if (at % kBlockBytes == 0) block_crc = block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes));
+      const auto to = units[unit].bytes.subspan(in_unit, size);
+      std::memcpy(to.data(), from.data(), size);
+      block_crc = crc32c(to, block_crc);
+      plain_crc = crc32c(to, plain_crc);
+      at += static_cast<std::uint32_t>(size);
+      from = from.subspan(size);
+      if (at % kBlockBytes == 0) ended.push_back(block_crc);
+    }
+  }
+};
+
+}  // namespace
+
+ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, Options options)
+    : session_(std::move(session)),
+      arena_(arena),
+      owner_(owner),
+      options_(options),
+      writer_(session_->runtime().random.next()),
+      in_flight_(session_->runtime().loop, std::max(1u, options.chunks_in_flight)),
+      sent_(session_->runtime().loop),
+      sending_(session_->runtime().loop) {}
+
+Task<void> ChunkWriter::open_chunk() {
+  // Memory comes last: whoever waits for it holds no unsent chunk, and what is in flight frees some.
+  CO_TRY(auto group, session_->choose_data_group());
+  std::uint64_t size = arena_.chunk_bytes();
+  if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
+  CO_TRY(auto units, co_await arena_.take(size));
+  if (failure_) co_return fail(*failure_);
+  auto chunk = std::make_unique<Chunk>();
+  chunk->id = {.owner = owner_, .writer = writer_, .index = next_index_++};
+  chunk->group = group;
+  chunk->capacity =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(units.size() * arena_.unit_bytes(), arena_.chunk_bytes()));
+  chunk->units = std::move(units);
+  if (std::find(groups_.begin(), groups_.end(), group) == groups_.end()) groups_.push_back(group);
+  chunk_ = std::move(chunk);
+  co_return {};
+}
+
+Task<std::uint32_t> ChunkWriter::copy(std::span<const std::byte> from, std::uint32_t crc) {
+  auto pass = std::make_shared<CopyPass>();
+  pass->from = from;
+  pass->units = chunk_->units;
+  pass->unit_bytes = arena_.unit_bytes();
+  pass->id = chunk_->id;
+  pass->at = chunk_->length;
+  pass->block_crc = chunk_->block_crc;
+  pass->plain_crc = crc;
+  if (from.size() < kOffloadFromBytes) {
+    pass->run();
+  } else {
+    auto& runtime = session_->runtime();
+    rt::OneShot<bool> copied(runtime.loop);
+    // The units go home on the loop: the closure that is destroyed elsewhere holds only a pointer that `done` shares.
+    runtime.offload.submit([pass] { pass->run(); }, [pass, setter = copied.setter()] { setter.set(true); });
+    co_await copied;
+  }
+  chunk_->length = pass->at;
+  chunk_->block_crc = pass->block_crc;
+  chunk_->block_crcs.insert(chunk_->block_crcs.end(), pass->ended.begin(), pass->ended.end());
+  co_return pass->plain_crc;
+}
+
+Task<ChunkWriter::Appended> ChunkWriter::append(std::span<const std::byte> bytes, Align align, std::uint32_t crc) {
+  static constexpr std::array<std::byte, kSectorBytes> kZeros{};
+  Appended done;
+  done.crc = crc;
+  if (align == Align::kSector && bytes.size() >= kAlignFromBytes && chunk_ && chunk_->length % kSectorBytes != 0) {
+    const auto gap =
+        std::min<std::uint64_t>(kSectorBytes - chunk_->length % kSectorBytes, chunk_->capacity - chunk_->length);
+    CO_CHECK_OK(co_await copy(std::span(kZeros).first(gap), 0));
+  }
+  while (!bytes.empty()) {
+    if (failure_) co_return fail(*failure_);
+    if (chunk_ && chunk_->length == chunk_->capacity) CO_CHECK_OK(co_await cut());
+    if (!chunk_) CO_CHECK_OK(co_await open_chunk());
+    const auto size = std::min<std::size_t>(bytes.size(), chunk_->capacity - chunk_->length);
+    done.extents.push_back({chunk_->group, chunk_->id, chunk_->length, static_cast<std::uint32_t>(size)});
+    CO_TRY(done.crc, co_await copy(bytes.first(size), done.crc));
+    bytes = bytes.subspan(size);
+    bytes_ += size;
+    if (expected_) *expected_ -= std::min<std::uint64_t>(*expected_, size);
+  }
+  co_return done;
+}
+
+Task<void> ChunkWriter::cut() {
+  auto chunk = std::move(chunk_);
+  if (!chunk) co_return {};
+  if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
+  sending_.spawn(send(std::move(*chunk)), [this](Result<void> sent) {
+    if (!sent && !failure_) failure_ = std::move(sent).error();
+    sent_.notify_all();
+  });
+  co_return {};
+}
+
+Task<void> ChunkWriter::send(Chunk chunk) {
+  CO_TRY(auto turn, co_await in_flight_.acquire(1));
+  if (failure_) co_return fail(*failure_);
+  wire::PutChunk put;
+  wire::to_wire(chunk.id, *put.mutable_id());
+  put.set_length(chunk.length);
+  std::string crcs;
+  for (auto crc : chunk.block_crcs) {
+    put.add_block_crcs(crc);
+    crcs.append(reinterpret_cast<const char*>(&crc), sizeof crc);
+  }
+  put.set_digest(crc32c(crcs));
+
+  std::vector<rpc::Piece> pieces;
+  const auto piece_bytes = std::min<std::uint32_t>(session_->unit_bytes(), arena_.unit_bytes());
+  if (piece_bytes == 0 || session_->unit_bytes() != piece_bytes || arena_.unit_bytes() % piece_bytes != 0)
+    co_return fail(Errc::kInvalid, "the daemon's buffers of " + std::to_string(session_->unit_bytes()) +
+                                       " bytes do not divide this client's of " + std::to_string(arena_.unit_bytes()));
+  for (std::uint32_t at = 0; at < chunk.length; at += piece_bytes) {
+    auto& unit = chunk.units[at / arena_.unit_bytes()];
+    wire::DataHeader header;
+    header.set_offset(at);
+    const auto size = std::min(piece_bytes, chunk.length - at);
+    const auto in_unit = at % arena_.unit_bytes();
+    pieces.push_back(
+        {wire::encode(header), Buffer(unit.owner, std::span<const std::byte>(unit.bytes.subspan(in_unit, size)))});
+  }
+  chunk.units.clear();  // the pieces hold them now
+
+  const auto deadline = session_->runtime().loop.now() + options_.timeout;
+  CO_CHECK_OK(co_await session_->put_chunk(chunk.group, wire::encode(put), std::move(pieces), deadline));
+  co_return {};
+}
+
+Task<void> ChunkWriter::drain() {
+  CO_CHECK_OK(co_await cut());
+  while (sending_.running() > 0 && !failure_) co_await sent_.wait();
+  if (failure_) co_return fail(*failure_);
+  co_return {};
+}
+
+void to_runs(const std::vector<format::Extent>& extents, const OwnerId& owner, std::vector<wire::ExtentRun>& out) {
+  for (const auto& e : extents) {
+    assert(e.offset == 0);
+    wire::ExtentRun* last = out.empty() ? nullptr : &out.back();
+    // Only the last chunk of a run may be short.
+    const bool joins = last != nullptr && last->group() == e.group && last->writer() == e.chunk.writer &&
+                       last->first_index() + last->count() == e.chunk.index &&
+                       last->last_bytes() == last->chunk_bytes() && e.length <= last->chunk_bytes();
+    if (!joins) {
+      out.emplace_back();
+      last = &out.back();
+      last->set_group(e.group);
+      if (e.chunk.owner != owner) last->set_owner(std::string(e.chunk.owner.view()));
+      last->set_writer(e.chunk.writer);
+      last->set_first_index(e.chunk.index);
+      last->set_chunk_bytes(e.length);
+    }
+    last->set_count(last->count() + 1);
+    last->set_last_bytes(e.length);
+  }
+}
+
+Result<std::vector<format::Extent>> extents_in(std::span<const wire::ExtentRun> runs, const OwnerId& owner,
+                                               std::uint64_t offset, std::uint64_t length) {
+  std::vector<format::Extent> out;
+  std::uint64_t run_start = 0;
+  for (const auto& run : runs) {
+    if (length == 0) break;
+    if (run.count() == 0 || run.chunk_bytes() == 0 || run.chunk_bytes() > kChunkBytesMax || run.last_bytes() == 0 ||
+        run.last_bytes() > run.chunk_bytes())
+      return fail(Errc::kDataLoss, "malformed extent run");
+    const std::uint64_t run_bytes = static_cast<std::uint64_t>(run.count() - 1) * run.chunk_bytes() + run.last_bytes();
+    auto run_owner = owner;
+    if (!run.owner().empty()) {
+      TRY(run_owner, OwnerId::from_bytes(run.owner()));
+    }
+    while (length > 0 && offset < run_start + run_bytes) {
+      const auto in_run = offset - run_start;
+      const auto number = static_cast<std::uint32_t>(in_run / run.chunk_bytes());
+      const auto in_chunk = static_cast<std::uint32_t>(in_run % run.chunk_bytes());
+      const auto chunk_bytes = number + 1 == run.count() ? run.last_bytes() : run.chunk_bytes();
+      const auto size = static_cast<std::uint32_t>(std::min<std::uint64_t>(length, chunk_bytes - in_chunk));
+      out.push_back({run.group(),
+                     {.owner = run_owner, .writer = run.writer(), .index = run.first_index() + number},
+                     in_chunk,
+                     size});
+      offset += size;
+      length -= size;
+    }
+    run_start += run_bytes;
+  }
+  if (length > 0) return fail(Errc::kDataLoss, "extent runs end " + std::to_string(length) + " bytes early");
+  return out;
+}
+
+}  // namespace cairn::client

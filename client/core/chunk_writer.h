@@ -1,0 +1,88 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "client/core/arena.h"
+#include "client/core/session.h"
+#include "storage/format/manifest.h"
+
+namespace cairn::wire {
+class ExtentRun;
+}
+
+namespace cairn::client {
+
+/// Packs bytes into chunks of one owner and sends them, several at once. Bytes are copied once, into the arena, with
+/// the block checksums computed in the same pass.
+///
+/// Threads:  the loop; the copy itself runs on the offload threads when it is large.
+/// Lifetime: destroying it drops what is not yet durable.
+class ChunkWriter {
+ public:
+  struct Options {
+    std::uint32_t chunks_in_flight = 4;
+    rt::Duration timeout = std::chrono::seconds(60);  // for one chunk to become durable
+  };
+  ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, Options options);
+
+  struct Appended {
+    std::vector<format::Extent> extents;
+    std::uint32_t crc = 0;  // plain CRC32C of the bytes
+  };
+  /// kSector: bytes of 64 KiB and more begin at a sector, so that a slice of one tensor does not read a neighbour's.
+  /// kNone: right behind what came before, so that all together fill whole chunks.
+  enum class Align { kNone, kSector };
+  /// Copies `bytes`, which must stay valid until the Task ends or the runtime's Offload is gone. `crc` is continued.
+  /// errors: the first failure of a chunk sent before;  kUnavailable  no data group
+  Task<Appended> append(std::span<const std::byte> bytes, Align align, std::uint32_t crc = 0);
+  /// How many bytes will be appended before the next cut(): sizes the last chunk's memory. Unknown: whole chunks.
+  void expect(std::uint64_t bytes) { expected_ = bytes; }
+  /// Sends the chunk being filled; the next append starts a new one.
+  Task<void> cut();
+  /// cut(), then all chunks are durable, or the first failure.
+  Task<void> drain();
+
+  std::uint64_t writer() const { return writer_; }
+  std::vector<DataGroup> groups() const { return {groups_.begin(), groups_.end()}; }
+  std::uint64_t bytes() const { return bytes_; }
+
+ private:
+  struct Chunk {
+    ChunkId id;
+    DataGroup group = 0;
+    std::vector<rt::MutableBuffer> units;
+    std::uint32_t capacity = 0, length = 0;
+    std::uint32_t block_crc = 0;  // of the block being filled
+    std::vector<std::uint32_t> block_crcs;
+  };
+  Task<void> open_chunk();
+  Task<std::uint32_t> copy(std::span<const std::byte> from, std::uint32_t crc);
+  Task<void> send(Chunk chunk);
+
+  std::shared_ptr<Session> session_;
+  Arena& arena_;
+  OwnerId owner_;
+  Options options_;
+  std::uint64_t writer_;
+  std::uint32_t next_index_ = 0;
+  std::optional<std::uint64_t> expected_;
+  std::unique_ptr<Chunk> chunk_;  // being filled
+  std::vector<DataGroup> groups_;
+  std::uint64_t bytes_ = 0;
+  std::optional<Error> failure_;
+  rt::Semaphore in_flight_;
+  rt::Signal sent_;
+  rt::Scope sending_;
+};
+
+/// Whole chunks, in order, as runs of consecutive indices.
+void to_runs(const std::vector<format::Extent>& extents, const OwnerId& owner, std::vector<wire::ExtentRun>& out);
+/// Bytes [offset, offset + length) of what `runs` hold. errors: kDataLoss  the runs are shorter or malformed
+Result<std::vector<format::Extent>> extents_in(std::span<const wire::ExtentRun> runs, const OwnerId& owner,
+                                               std::uint64_t offset, std::uint64_t length);
+
+}  // namespace cairn::client

@@ -1,0 +1,294 @@
+#include "client/core/session.h"
+
+#include <algorithm>
+
+#include "proto/wire/codec.h"
+#include "proto/wire/wire.pb.h"
+
+namespace cairn::client {
+namespace {
+
+Task<std::string> send_call(std::shared_ptr<rpc::Channel> channel, wire::Method method, std::string request,
+                            rt::TimePoint deadline) {
+  co_return co_await channel->call(method, std::move(request), deadline);
+}
+
+Task<std::string> send_upload(std::shared_ptr<rpc::Channel> channel, std::string request,
+                              std::vector<rpc::Piece> pieces, rt::TimePoint deadline) {
+  co_return co_await channel->upload(wire::Method::kPutChunk, std::move(request), std::move(pieces), deadline);
+}
+
+Task<std::string> send_download(std::shared_ptr<rpc::Channel> channel, std::string request,
+                                std::unique_ptr<rpc::Sink> sink, rt::TimePoint deadline) {
+  co_return co_await channel->download(wire::Method::kReadRanges, std::move(request), *sink, deadline);
+}
+
+}  // namespace
+
+Session::Session(rt::Runtime runtime, SessionOptions options)
+    : runtime_(runtime), options_(std::move(options)), background_(runtime.loop) {
+  for (std::size_t i = 0; i < std::max<std::size_t>(options_.connections, 1); ++i)
+    slots_.push_back(std::make_unique<Slot>(runtime_.loop));
+}
+
+Session::~Session() {
+  close();
+}
+
+Task<std::shared_ptr<Session>> Session::connect(rt::Runtime runtime, SessionOptions options, rt::TimePoint deadline) {
+  if (options.servers.empty()) co_return fail(Errc::kInvalid, "connect: the list of servers is empty");
+  auto session = std::shared_ptr<Session>(new Session(runtime, std::move(options)));
+  CO_TRY(auto channel, co_await session->channel(0, deadline));
+  session->unit_bytes_ = channel->agreed().unit_bytes;
+  CO_CHECK_OK(co_await session->load_map(deadline));
+  co_return session;
+}
+
+Task<std::shared_ptr<rpc::Channel>> Session::dial(std::string address, rt::TimePoint deadline) {
+  const auto soon = std::min(deadline, runtime_.loop.now() + options_.dial_max);
+  rpc::Channel::Options options;
+  options.client_name = options_.name;
+  CO_TRY(auto channel, co_await rpc::Channel::connect(runtime_, address, options, soon));
+  const auto& agreed = channel->agreed();
+  if (!agreed.unix_socket.empty() && !options_.host.empty() && agreed.host == options_.host &&
+      !address.starts_with("unix:")) {
+    // On the daemon's own host its unix socket is cheaper; where it cannot be reached (another user, a container) TCP
+    // stays.
+    auto local = co_await rpc::Channel::connect(runtime_, "unix:" + agreed.unix_socket, options, soon);
+    if (local) {
+      channel->close();
+      channel = std::move(*local);
+    }
+  }
+  co_return channel;
+}
+
+Task<std::shared_ptr<rpc::Channel>> Session::channel(std::size_t slot_index, rt::TimePoint deadline) {
+  auto self = shared_from_this();
+  Slot& slot = *slots_[slot_index];
+  if (slot.channel && slot.channel->alive()) co_return slot.channel;
+  CO_TRY(auto turn, co_await slot.opening.acquire(1));
+  if (closed_) co_return fail(Errc::kCancelled, "the client is closed");
+  if (slot.channel && slot.channel->alive()) co_return slot.channel;
+  if (slot.channel) received_before_ += slot.channel->bytes_received();
+  slot.channel.reset();
+  std::string reasons;
+  for (const auto& server : options_.servers) {
+    auto dialled = co_await dial(server, deadline);
+    if (dialled) {
+      slot.channel = std::move(*dialled);
+      address_ = slot.channel->peer();
+      co_return slot.channel;
+    }
+    // A wrong protocol or address does not heal by trying again.
+    if (dialled.error().code == Errc::kInvalid || dialled.error().code == Errc::kProtocol)
+      co_return fail(std::move(dialled).error().with("connect to " + server));
+    reasons += (reasons.empty() ? "" : "; ") + server + ": " + dialled.error().message;
+  }
+  co_return fail(Errc::kUnavailable, "no server answered (" + reasons + ")");
+}
+
+Task<void> Session::load_map(rt::TimePoint deadline) {
+  auto self = shared_from_this();
+  CO_TRY(auto control, co_await channel(0, deadline));
+  CO_TRY(auto reply, co_await control->call(wire::Method::kMap, std::string{}, deadline));
+  wire::Map map;
+  CO_CHECK_OK(wire::decode(reply, map, "map"));
+  if (map.version() < map_version_) co_return {};
+  map_version_ = map.version();
+  groups_.clear();
+  for (const auto& range : map.groups()) {
+    const bool serving =
+        std::any_of(range.members().begin(), range.members().end(), [](const auto& m) { return m.serving(); });
+    groups_.push_back({range.first(), range.count(), range.home(), {range.generation(), range.epoch()}, serving});
+  }
+  co_return {};
+}
+
+Result<DataGroup> Session::choose_data_group() const {
+  for (const auto& g : groups_)
+    if (!g.home && g.serving && g.count > 0) return g.first;
+  return fail(Errc::kUnavailable, "the map has no data group that serves");
+}
+
+std::uint32_t Session::unit_bytes() const {
+  return unit_bytes_;
+}
+
+Result<std::string> Session::stamp(Stamped stamped, std::uint32_t group) const {
+  if (stamped == Stamped::kNo) return std::string{};
+  for (const auto& g : groups_) {
+    if (g.home != (stamped == Stamped::kRecords) || group < g.first || group - g.first >= g.count) continue;
+    wire::StampOfRecords records;
+    wire::StampOfChunks chunks;
+    auto* to = stamped == Stamped::kRecords ? records.mutable_stamp() : chunks.mutable_stamp();
+    to->set_group(group);
+    to->set_generation(g.epoch.generation);
+    to->set_epoch(g.epoch.count);
+    return stamped == Stamped::kRecords ? wire::encode(records) : wire::encode(chunks);
+  }
+  return fail(Errc::kUnavailable, "the map does not name " +
+                                      std::string(stamped == Stamped::kRecords ? "home" : "data") + " group " +
+                                      std::to_string(group));
+}
+
+Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped stamped, std::uint32_t group,
+                                     std::string request, Send send, rt::TimePoint deadline) {
+  auto self = shared_from_this();
+  auto backoff = options_.backoff_min;
+  int sent = 0;
+  for (;;) {
+    Error error;
+    auto reached = co_await channel(slot, deadline);
+    if (reached) {
+      auto stamp_bytes = stamp(stamped, group);
+      if (!stamp_bytes) co_return fail(std::move(stamp_bytes).error().with(what));
+      ++sent;
+      std::string stamped_request = request + *stamp_bytes;
+      auto task = send(*reached, std::move(stamped_request));
+      auto reply = co_await std::move(task);
+      if (reply) co_return Reply{std::move(*reply), sent > 1};
+      error = std::move(reply).error();
+    } else {
+      error = std::move(reached).error();
+    }
+    const bool late = runtime_.loop.now() >= deadline;
+    if (error.code == Errc::kStale && !late) {
+      // The daemon restarted or the map moved on: learn it and send again.
+      auto loaded = co_await load_map(deadline);
+      if (loaded) {
+        if (backoff > options_.backoff_min) co_await runtime_.loop.sleep(backoff);
+        backoff = std::min(backoff * 2, options_.backoff_max);
+        continue;
+      }
+      error = std::move(loaded).error();
+    }
+    if (error.code != Errc::kUnavailable && error.code != Errc::kDeadline) co_return fail(std::move(error).with(what));
+    if (closed_) co_return fail(Errc::kCancelled, what + ": the client is closed");
+    const auto wait =
+        backoff / 2 + rt::Duration(runtime_.random.next() % static_cast<std::uint64_t>(backoff.count() / 2 + 1));
+    if (late || error.code == Errc::kDeadline || runtime_.loop.now() + wait >= deadline) {
+      // P7: say honestly whether the request can have had an effect.
+      if (sent > 0)
+        co_return fail(Errc::kUnknown, what + ": no answer in time, it may have been done: " + error.message);
+      co_return fail(Errc::kUnavailable, what + ": " + error.message);
+    }
+    co_await runtime_.loop.sleep(wait);
+    backoff = std::min(backoff * 2, options_.backoff_max);
+  }
+}
+
+namespace {
+
+std::string_view name_of(wire::Method method) {
+  switch (method) {
+    case wire::Method::kMap:
+      return "map";
+    case wire::Method::kBucketCreate:
+      return "create bucket";
+    case wire::Method::kBucketShow:
+      return "show bucket";
+    case wire::Method::kBucketList:
+      return "list buckets";
+    case wire::Method::kBucketRemove:
+      return "remove bucket";
+    case wire::Method::kObjectBegin:
+      return "begin object";
+    case wire::Method::kObjectSeal:
+      return "seal object";
+    case wire::Method::kObjectStat:
+      return "stat object";
+    case wire::Method::kObjectList:
+      return "list objects";
+    case wire::Method::kObjectRemove:
+      return "remove object";
+    case wire::Method::kOpenRun:
+      return "open run";
+    case wire::Method::kBegin:
+      return "begin save";
+    case wire::Method::kSeal:
+      return "seal";
+    case wire::Method::kCommit:
+      return "commit";
+    case wire::Method::kAbort:
+      return "abort";
+    case wire::Method::kHeartbeat:
+      return "heartbeat";
+    case wire::Method::kAttemptStatus:
+      return "attempt status";
+    case wire::Method::kStepOpen:
+      return "open step";
+    case wire::Method::kStepList:
+      return "list steps";
+    case wire::Method::kStepRemove:
+      return "remove step";
+    case wire::Method::kRunList:
+      return "list runs";
+    case wire::Method::kRunActivity:
+      return "run activity";
+    case wire::Method::kPutChunk:
+      return "put chunk";
+    case wire::Method::kReadRanges:
+      return "read";
+    case wire::Method::kNone:
+      break;
+  }
+  return "call";
+}
+
+}  // namespace
+
+Task<Session::Reply> Session::record_call(wire::Method method, HomeGroup group, std::string request,
+                                          rt::TimePoint deadline) {
+  Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+    return send_call(std::move(channel), method, std::move(stamped), deadline);
+  };
+  co_return co_await repeat(std::string(name_of(method)), 0, Stamped::kRecords, group, std::move(request),
+                            std::move(send), deadline);
+}
+
+Task<Session::Reply> Session::plain_call(wire::Method method, std::string request, rt::TimePoint deadline) {
+  Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+    return send_call(std::move(channel), method, std::move(stamped), deadline);
+  };
+  co_return co_await repeat(std::string(name_of(method)), 0, Stamped::kNo, 0, std::move(request), std::move(send),
+                            deadline);
+}
+
+Task<Session::Reply> Session::put_chunk(DataGroup group, std::string request, std::vector<rpc::Piece> pieces,
+                                        rt::TimePoint deadline) {
+  Send send = [pieces = std::move(pieces), deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+    return send_upload(std::move(channel), std::move(stamped), pieces, deadline);
+  };
+  const auto slot = next_bulk_++ % slots_.size();
+  co_return co_await repeat("put chunk", slot, Stamped::kChunks, group, std::move(request), std::move(send), deadline);
+}
+
+Task<Session::Reply> Session::read_ranges(DataGroup group, std::string request,
+                                          std::function<std::unique_ptr<rpc::Sink>()> sink, rt::TimePoint deadline) {
+  Send send = [sink = std::move(sink), deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+    return send_download(std::move(channel), std::move(stamped), sink(), deadline);
+  };
+  const auto slot = next_bulk_++ % slots_.size();
+  co_return co_await repeat("read", slot, Stamped::kChunks, group, std::move(request), std::move(send), deadline);
+}
+
+std::string Session::description() const {
+  return address_;
+}
+
+std::uint64_t Session::bytes_received() const {
+  auto total = received_before_;
+  for (const auto& slot : slots_)
+    if (slot->channel) total += slot->channel->bytes_received();
+  return total;
+}
+
+void Session::close() {
+  if (std::exchange(closed_, true)) return;
+  background_.cancel();
+  for (auto& slot : slots_)
+    if (slot->channel) slot->channel->close();
+}
+
+}  // namespace cairn::client

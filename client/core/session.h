@@ -1,0 +1,99 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "proto/common/ids.h"
+#include "proto/rpc/rpc.h"
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+
+namespace cairn::client {
+
+struct SessionOptions {
+  std::vector<std::string> servers;  // HOST:PORT or unix:PATH, tried in order
+  std::string name;                  // for the daemon's logs
+  std::string host;                  // this host's boot id; equal to the daemon's: its unix socket is used
+  std::uint32_t connections = 1;     // for bulk data, 1 .. 16
+  rt::Duration dial_max = std::chrono::seconds(5);
+  rt::Duration backoff_min = std::chrono::milliseconds(20);
+  rt::Duration backoff_max = std::chrono::seconds(1);
+};
+
+/// One client's view of the store: connections, the map, and calls that are repeated while that is safe.
+///
+/// Every call here may be sent again (all mutations are idempotent by an id they carry), so a lost connection is
+/// retried until the deadline. What then is still open is kUnknown when a request had been sent, else kUnavailable.
+///
+/// Threads:  the loop. Lifetime: close() before the runtime goes; whoever runs in background() is dropped then.
+class Session : public std::enable_shared_from_this<Session> {
+ public:
+  /// errors: kUnavailable  no server answered: each named with its reason;  kProtocol;  kDeadline
+  static Task<std::shared_ptr<Session>> connect(rt::Runtime runtime, SessionOptions options, rt::TimePoint deadline);
+  ~Session();
+
+  struct Reply {
+    std::string message;
+    bool repeated = false;  // sent more than once
+  };
+  /// A call about records of `group`; the group's epoch is added each time it is sent.
+  Task<Reply> record_call(wire::Method method, HomeGroup group, std::string request, rt::TimePoint deadline);
+  /// A call about no single group (listings, the map).
+  Task<Reply> plain_call(wire::Method method, std::string request, rt::TimePoint deadline);
+  /// Stores a chunk; `request` is a PutChunk without its stamp.
+  Task<Reply> put_chunk(DataGroup group, std::string request, std::vector<rpc::Piece> pieces, rt::TimePoint deadline);
+  /// Reads ranges; `request` is a ReadRanges without its stamp. A new sink is made for each try.
+  Task<Reply> read_ranges(DataGroup group, std::string request, std::function<std::unique_ptr<rpc::Sink>()> sink,
+                          rt::TimePoint deadline);
+
+  /// A data group that serves. errors: kUnavailable
+  Result<DataGroup> choose_data_group() const;
+  /// Largest payload of one data frame to the daemon, in bytes.
+  std::uint32_t unit_bytes() const;
+  rt::Runtime& runtime() { return runtime_; }
+  rt::Scope& background() { return background_; }
+  std::string description() const;
+  std::uint64_t bytes_received() const;
+  void close();
+
+ private:
+  struct Group {
+    std::uint32_t first = 0, count = 0;
+    bool home = false;
+    GroupEpoch epoch;
+    bool serving = false;
+  };
+  enum class Stamped { kNo, kRecords, kChunks };
+  struct Slot {
+    explicit Slot(rt::Loop& loop) : opening(loop, 1) {}
+    rt::Semaphore opening;  // one dial at a time
+    std::shared_ptr<rpc::Channel> channel;
+  };
+  using Send = std::function<Task<std::string>(std::shared_ptr<rpc::Channel>, std::string request)>;
+
+  Session(rt::Runtime runtime, SessionOptions options);
+  Task<std::shared_ptr<rpc::Channel>> channel(std::size_t slot, rt::TimePoint deadline);
+  Task<std::shared_ptr<rpc::Channel>> dial(std::string address, rt::TimePoint deadline);
+  Task<void> load_map(rt::TimePoint deadline);
+  Task<Reply> repeat(std::string what, std::size_t slot, Stamped stamped, std::uint32_t group, std::string request,
+                     Send send, rt::TimePoint deadline);
+  Result<std::string> stamp(Stamped stamped, std::uint32_t group) const;
+
+  rt::Runtime runtime_;
+  SessionOptions options_;
+  std::vector<std::unique_ptr<Slot>> slots_;  // 0: control; 1 ..: bulk (one connection: the same)
+  std::size_t next_bulk_ = 0;
+  std::vector<Group> groups_;
+  std::uint64_t map_version_ = 0;
+  std::string address_;  // in use
+  std::uint32_t unit_bytes_ = 0;
+  std::uint64_t received_before_ = 0;  // by connections that are gone
+  bool closed_ = false;
+  rt::Scope background_;
+};
+
+}  // namespace cairn::client

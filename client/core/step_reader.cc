@@ -1,0 +1,293 @@
+#include "client/core/step_reader.h"
+
+#include <algorithm>
+#include <map>
+
+#include "proto/common/checksum.h"
+#include "proto/wire/codec.h"
+#include "proto/wire/wire.pb.h"
+#include "storage/format/coverage.h"
+
+namespace cairn::client {
+namespace {
+
+constexpr std::uint32_t kReadsInFlight = 4;
+constexpr std::uint64_t kVerifySliceBytes = 8 * kMiB;
+
+HomeGroup home_of(const std::string& bucket, const std::string& run) {
+  return home_group_of(bucket + "/" + run);
+}
+
+std::span<std::byte> writable(std::string& text) {
+  return std::as_writable_bytes(std::span(text.data(), text.size()));
+}
+
+}  // namespace
+
+Result<StepSummary> summary_of(const wire::StepInfo& info) {
+  StepSummary s;
+  s.step = info.step();
+  TRY(s.owner, OwnerId::from_bytes(info.owner()));
+  s.world_size = info.world_size();
+  s.data_bytes = info.data_bytes();
+  s.tensors = info.tensors();
+  s.blobs = info.blobs();
+  s.committed_unix_nanos = info.committed_unix_nanos();
+  s.launch = {info.launch().job(), info.launch().restart()};
+  s.run_epoch = {info.run_epoch().loss(), info.run_epoch().count()};
+  return s;
+}
+
+StepReader::StepReader(std::shared_ptr<Session> session, std::string bucket, std::string run, rt::Duration timeout)
+    : session_(std::move(session)),
+      bucket_(std::move(bucket)),
+      run_(std::move(run)),
+      timeout_(timeout),
+      info_(std::make_unique<wire::StepInfo>()) {}
+
+StepReader::~StepReader() = default;
+
+Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> session, std::string bucket,
+                                                   std::string run, std::optional<std::uint64_t> step,
+                                                   rt::Duration timeout) {
+  CO_CHECK_OK(check_bucket_name(bucket));
+  CO_CHECK_OK(check_run_name(run));
+  auto self = std::shared_ptr<StepReader>(new StepReader(session, bucket, run, timeout));
+  wire::StepOpen ask;
+  ask.set_bucket(bucket);
+  ask.set_run(run);
+  if (step) ask.mutable_step()->set_step(*step);
+  const auto where = bucket + "/" + run + (step ? " step " + std::to_string(*step) : "");
+  auto sent = co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(ask),
+                                            session->runtime().loop.now() + timeout);
+  if (!sent) co_return fail(std::move(sent).error().with(where));
+  CO_CHECK_OK(wire::decode(sent->message, *self->info_, "step info"));
+  const auto& info = *self->info_;
+  CO_TRY(self->summary_, summary_of(info));
+  if (info.root_bytes() == 0 || info.root_bytes() > info.index_bytes())
+    co_return fail(Errc::kDataLoss,
+                   where + ": the step record names a root page of " + std::to_string(info.root_bytes()) + " bytes");
+  auto root = co_await self->read_index(info.index_bytes() - info.root_bytes(), info.root_bytes());
+  if (!root) co_return fail(std::move(root).error().with(where));
+  if (sha256(*root) != info.root_digest())
+    co_return fail(Errc::kDataLoss, where + ": the root page of the index does not match the step record");
+  auto decoded = format::decode_root(*root, info.index_bytes());
+  if (!decoded) co_return fail(std::move(decoded).error().with(where));
+  self->root_ = std::move(*decoded);
+  co_return self;
+}
+
+Task<void> StepReader::explain(Error error) {
+  if (error.code != Errc::kNotFound && error.code != Errc::kDataLoss) co_return fail(std::move(error));
+  wire::StepOpen ask;
+  ask.set_bucket(bucket_);
+  ask.set_run(run_);
+  ask.mutable_step()->set_step(summary_.step);
+  auto sent = co_await session_->record_call(wire::Method::kStepOpen, home_of(bucket_, run_), wire::encode(ask),
+                                             session_->runtime().loop.now() + timeout_);
+  wire::StepInfo now;
+  const bool gone = (!sent && sent.error().code == Errc::kNotFound) ||
+                    (sent && wire::decode(sent->message, now, "step info") && now.owner() != info_->owner());
+  if (gone) {
+    error.code = Errc::kDeleted;
+    error.message =
+        "step " + std::to_string(summary_.step) + " was removed while it was being read (" + error.message + ")";
+  } else if (error.code == Errc::kNotFound) {
+    error.code = Errc::kDataLoss;  // named by a committed step and not there
+  }
+  co_return fail(std::move(error));
+}
+
+Task<std::string> StepReader::read_index(std::uint64_t offset, std::uint64_t size) {
+  auto self = shared_from_this();
+  const std::vector<wire::ExtentRun> runs(info_->index().begin(), info_->index().end());
+  CO_TRY(auto extents, extents_in(runs, summary_.owner, offset, size));
+  std::string out(size, '\0');
+  auto read = co_await read_extents(session_, std::move(extents), writable(out), timeout_);
+  if (!read) {
+    auto error = std::move(read).error();
+    co_return fail(std::move(error).with("index of step " + std::to_string(summary_.step)));
+  }
+  co_return out;
+}
+
+Task<format::Contents> StepReader::find(std::vector<format::Query> queries) {
+  auto self = shared_from_this();
+  format::IndexSearch search(root_, std::move(queries));
+  for (auto pages = search.wanted(); !pages.empty(); pages = search.wanted()) {
+    // Pages that lie side by side come in one read.
+    for (std::size_t i = 0; i < pages.size();) {
+      std::size_t end = i + 1;
+      std::uint64_t size = pages[i].size;
+      while (end < pages.size() && pages[end].offset == pages[i].offset + size &&
+             size + pages[end].size <= kVerifySliceBytes)
+        size += pages[end++].size;
+      auto bytes = co_await read_index(pages[i].offset, size);
+      if (!bytes) co_return fail((co_await explain(std::move(bytes).error())).error());
+      for (std::uint64_t at = 0; i < end; at += pages[i++].size)
+        CO_CHECK_OK(search.supply(pages[i], std::string_view(*bytes).substr(at, pages[i].size)));
+    }
+  }
+  co_return search.take();
+}
+
+Task<ReadStats> StepReader::restore(std::vector<Wanted> wanted, std::vector<std::span<std::byte>> destinations) {
+  auto self = shared_from_this();
+  std::vector<format::Query> queries;
+  for (const auto& want : wanted) queries.push_back({format::Kind::kShard, want.tensor, false, want.box});
+  CO_TRY(auto found, co_await find(std::move(queries)));
+  std::map<std::string_view, const format::Shape*> shapes;
+  for (const auto& shard : found.shards) shapes.emplace(shard.tensor, &shard.global_shape);
+  std::vector<format::Want> wants;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    auto box = std::move(wanted[i].box);
+    if (!box) {
+      const auto shape = shapes.find(wanted[i].tensor);
+      if (shape == shapes.end())
+        co_return fail(Errc::kNotFound,
+                       "step " + std::to_string(summary_.step) + " has no tensor '" + wanted[i].tensor + "'");
+      box = format::whole(*shape->second);
+    }
+    wants.push_back({std::move(wanted[i].tensor), std::move(*box), std::nullopt, destinations[i].size()});
+  }
+  CO_TRY(auto plan, format::plan(wants, found.shards));
+  auto stats = co_await read_all(session_, std::move(plan.requests), std::move(destinations), kReadsInFlight, timeout_);
+  if (!stats) co_return fail((co_await explain(std::move(stats).error())).error());
+  co_return *stats;
+}
+
+Task<std::string> StepReader::blob(format::BlobEntry entry) {
+  auto self = shared_from_this();
+  std::string out(entry.size, '\0');
+  auto read = co_await read_extents(session_, std::move(entry.extents), writable(out), timeout_);
+  if (!read)
+    co_return fail(std::move((co_await explain(std::move(read).error())).error()).with("blob '" + entry.name + "'"));
+  if (crc32c(out) != entry.crc) co_return fail(Errc::kDataLoss, "blob '" + entry.name + "': CRC does not match");
+  co_return out;
+}
+
+Task<ReadStats> StepReader::verify_extents(std::vector<format::Extent> extents, std::uint32_t crc, std::string what,
+                                           std::function<void(std::uint64_t)> progress) {
+  auto self = shared_from_this();
+  ReadStats stats;
+  std::uint32_t found = 0;
+  std::string slice;
+  std::vector<format::Extent> batch;
+  std::uint64_t batch_bytes = 0;
+  for (std::size_t i = 0; i <= extents.size(); ++i) {
+    if (batch_bytes > 0 && (i == extents.size() || batch_bytes + extents[i].length > kVerifySliceBytes)) {
+      slice.resize(batch_bytes);
+      auto read = co_await read_extents(session_, std::exchange(batch, {}), writable(slice), timeout_);
+      if (!read) co_return fail(std::move((co_await explain(std::move(read).error())).error()).with(what));
+      stats += *read;
+      found = crc32c(slice, found);
+      progress(batch_bytes);
+      batch_bytes = 0;
+    }
+    if (i < extents.size()) {
+      batch.push_back(extents[i]);
+      batch_bytes += extents[i].length;
+    }
+  }
+  if (found != crc) co_return fail(Errc::kDataLoss, what + ": bytes do not match the CRC in the index");
+  co_return stats;
+}
+
+Task<ReadStats> StepReader::verify(std::function<void(std::uint64_t, std::uint64_t)> progress) {
+  auto self = shared_from_this();
+  CO_TRY(auto contents, co_await find({}));
+  std::vector<format::Contents> by_rank{contents};
+  auto proved = format::merge(std::move(by_rank));
+  if (!proved)
+    co_return fail(Errc::kDataLoss, "the committed index does not tile its tensors: " + proved.error().message);
+  std::uint64_t total = 0, done = 0;
+  for (const auto& s : contents.shards)
+    for (const auto& e : s.extents) total += e.length;
+  for (const auto& b : contents.blobs) total += b.size;
+  const auto step_progress = [&](std::uint64_t bytes) {
+    done += bytes;
+    if (progress) progress(done, total);
+  };
+  ReadStats stats;
+  for (auto& s : contents.shards) {
+    const auto what = "tensor '" + s.tensor + "' box " + format::text(s.box) + " of rank " + std::to_string(s.rank);
+    CO_TRY(auto one, co_await verify_extents(std::move(s.extents), s.crc, what, step_progress));
+    stats += one;
+  }
+  for (auto& b : contents.blobs) {
+    CO_TRY(auto one, co_await verify_extents(std::move(b.extents), b.crc, "blob '" + b.name + "'", step_progress));
+    stats += one;
+  }
+  co_return stats;
+}
+
+Task<StepPage> list_steps(std::shared_ptr<Session> session, std::string bucket, std::string run,
+                          std::optional<std::uint64_t> after, std::uint32_t limit, rt::TimePoint deadline) {
+  CO_CHECK_OK(check_bucket_name(bucket));
+  CO_CHECK_OK(check_run_name(run));
+  wire::StepList ask;
+  ask.set_bucket(bucket);
+  ask.set_run(run);
+  if (after) ask.mutable_after()->set_step(*after);
+  ask.set_limit(limit);
+  auto sent = co_await session->record_call(wire::Method::kStepList, home_of(bucket, run), wire::encode(ask), deadline);
+  if (!sent) co_return fail(std::move(sent).error().with(bucket + "/" + run));
+  wire::StepListReply reply;
+  CO_CHECK_OK(wire::decode(sent->message, reply, "step list"));
+  StepPage page{{}, reply.more()};
+  for (const auto& info : reply.steps()) {
+    CO_TRY(auto summary, summary_of(info));
+    page.steps.push_back(std::move(summary));
+  }
+  co_return page;
+}
+
+Task<RunPage> list_runs(std::shared_ptr<Session> session, std::string bucket, std::string after, std::uint32_t limit,
+                        rt::TimePoint deadline) {
+  CO_CHECK_OK(check_bucket_name(bucket));
+  wire::RunList ask;
+  ask.set_bucket(bucket);
+  ask.set_after(after);
+  ask.set_limit(limit);
+  auto sent = co_await session->plain_call(wire::Method::kRunList, wire::encode(ask), deadline);
+  if (!sent) co_return fail(std::move(sent).error().with(bucket));
+  wire::RunListReply reply;
+  CO_CHECK_OK(wire::decode(sent->message, reply, "run list"));
+  co_return RunPage{{reply.runs().begin(), reply.runs().end()}, reply.more()};
+}
+
+Task<std::uint32_t> remove_steps(std::shared_ptr<Session> session, std::string bucket, std::string run,
+                                 std::optional<std::uint64_t> step, std::optional<std::uint64_t> after,
+                                 rt::TimePoint deadline) {
+  CO_CHECK_OK(check_bucket_name(bucket));
+  CO_CHECK_OK(check_run_name(run));
+  wire::StepRemove ask;
+  ask.set_bucket(bucket);
+  ask.set_run(run);
+  if (step) ask.mutable_step()->set_step(*step);
+  if (after) ask.mutable_after()->set_step(*after);
+  auto sent =
+      co_await session->record_call(wire::Method::kStepRemove, home_of(bucket, run), wire::encode(ask), deadline);
+  if (!sent)
+    co_return fail(std::move(sent).error().with(bucket + "/" + run + (step ? " step " + std::to_string(*step) : "")));
+  wire::StepRemoveReply reply;
+  CO_CHECK_OK(wire::decode(sent->message, reply, "remove reply"));
+  co_return reply.removed();
+}
+
+Task<Activity> run_activity(std::shared_ptr<Session> session, std::string bucket, std::string run,
+                            rt::TimePoint deadline) {
+  CO_CHECK_OK(check_bucket_name(bucket));
+  CO_CHECK_OK(check_run_name(run));
+  wire::RunActivity ask;
+  ask.set_bucket(bucket);
+  ask.set_run(run);
+  auto sent =
+      co_await session->record_call(wire::Method::kRunActivity, home_of(bucket, run), wire::encode(ask), deadline);
+  if (!sent) co_return fail(std::move(sent).error().with(bucket + "/" + run));
+  wire::RunActivityReply reply;
+  CO_CHECK_OK(wire::decode(sent->message, reply, "run activity"));
+  co_return Activity{reply.active(), {reply.launch().job(), reply.launch().restart()}, reply.step(), reply.ranks()};
+}
+
+}  // namespace cairn::client
