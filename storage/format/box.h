@@ -31,7 +31,7 @@ struct CopyRun {
 Result<void> copy_runs(std::string_view tensor, DType dtype, const Box& saved, LinearRange part, const Box& wanted,
                        std::vector<CopyRun>& out);
 
-/// Element `first` .. of the whole box: what a shard without holder saves.
+/// The elements of its box, row-major, that a shard saves: all of them, or its holder's part. errors: kInvalid
 Result<LinearRange> saved_range(const ShardEntry& shard);
 
 /// A place where boxes do not tile a whole.

@@ -25,8 +25,10 @@ struct Totals {
 /// - The same box twice without holder: kept once (the lowest rank's) when size and CRC agree.
 /// - Tokens of a stream and metadata of a (scope, key) are equal on all ranks that name them, and kept once.
 /// - Blobs: one per (name, rank).
-/// errors: kInvalid   an entry that is wrong in itself, gaps, overlaps, different dtypes or shapes, wrong holders
-///         kConflict  the same box with other bytes, the same blob twice in a rank, unequal tokens or metadata
+/// errors: kInvalid   an entry that is wrong in itself, or not in order
+///         kConflict  entries that contradict each other: gaps, overlaps, different dtypes or shapes, wrong holders,
+///         the
+///                    same box with other bytes, the same blob twice in a rank, unequal tokens or metadata
 ///         The message names tensor, box and ranks.
 /// source: protocol.md 4
 class Coverage {

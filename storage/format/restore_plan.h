@@ -27,7 +27,8 @@ struct PlanLimits {
 
 struct ReadChunk {
   ChunkId id;
-  std::vector<std::uint32_t> offsets;  // rising; neighbours are one range; equal bytes wanted twice are two ranges
+  std::vector<std::uint32_t>
+      offsets;  // neighbours are one range; rising, unless bytes are wanted twice: then they are read twice
   std::vector<std::uint32_t> lengths;  // as many, each >= 1
 };
 

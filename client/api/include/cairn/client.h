@@ -80,11 +80,11 @@ class Save {
 /// A request for parts of a committed step. want() all, then run().
 class Restore {
  public:
-  /// `out` is filled by run() and must stay valid until it returns.
-  /// errors: kNotFound  no such tensor;  kInvalid  box outside it, or `out` of another size: both sizes named
-  Result<void> want(TensorSlice slice, std::span<std::byte> out);
+  /// Notes what to read; `out` is filled by run() and must stay valid until that returns.
+  void want(TensorSlice slice, std::span<std::byte> out);
   /// Reads only the bytes wanted, in parallel, verified; each byte of every `out` is right when it returns ok.
-  /// errors: kDataLoss  names tensor and chunk;  kDeleted  the step was removed meanwhile;  kUnavailable
+  /// errors: kNotFound  no such tensor;  kInvalid  box outside it, or `out` of another size: both sizes named
+  ///         kDataLoss  names tensor and chunk;  kDeleted  the step was removed meanwhile;  kUnavailable
   Result<RestoreResult> run();
   Future<RestoreResult> run_async();
 

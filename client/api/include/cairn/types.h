@@ -38,8 +38,8 @@ enum class DType : std::uint8_t {
 
 /// Half-open ranges per dimension: [offset, offset + shape), in elements. Both empty: a 0-d tensor.
 struct Box {
-  std::vector<std::uint64_t> offset;
-  std::vector<std::uint64_t> shape;
+  std::vector<std::uint64_t> offset{};
+  std::vector<std::uint64_t> shape{};
 };
 
 /// A replicated tensor: this rank is holder `index` of `count` and saves only its part. All holders name the same box.
@@ -51,31 +51,31 @@ struct Holder {
 /// What one rank holds of a tensor.
 /// shapes: box inside global_shape; bytes given with it: the box, row-major, no gaps
 struct TensorShard {
-  std::string name;  // any UTF-8 up to 1,024 bytes
+  std::string name{};  // any UTF-8 up to 1,024 bytes
   DType dtype = DType::f32;
-  std::vector<std::uint64_t> global_shape;
-  std::optional<Box> box;  // absent: the whole tensor
-  std::optional<Holder> holder;
+  std::vector<std::uint64_t> global_shape{};
+  std::optional<Box> box{};  // absent: the whole tensor
+  std::optional<Holder> holder{};
 };
 
 /// A part of a saved tensor to be restored.
 /// shapes: box inside the tensor's global shape; the memory given with it: the box, row-major
 struct TensorSlice {
-  std::string name;
-  std::optional<Box> box;  // absent: the whole tensor
+  std::string name{};
+  std::optional<Box> box{};  // absent: the whole tensor
 };
 
 /// One start of a training job: (job id, restart count), equal on all its ranks. A later start of the same job has a
 /// higher restart count. An empty job is taken from CAIRN_LAUNCH ("JOB" or "JOB:RESTART"), else torchrun's
 /// TORCHELASTIC_RUN_ID and TORCHELASTIC_RESTART_COUNT, else SLURM_JOB_ID and SLURM_RESTART_COUNT.
 struct LaunchId {
-  std::string job;
+  std::string job{};
   std::uint64_t restart = 0;
 };
 
 struct ClientOptions {
   std::vector<std::string> servers = {"127.0.0.1:7420"};  // HOST:PORT or unix:PATH, tried in order
-  std::string name;                                       // for the daemon's logs; default: program and pid
+  std::string name{};                                     // for the daemon's logs; default: program and pid
   /// Memory that staged bytes wait in until they are durable; 8 MiB or more. A save larger than this stages while it
   /// drains: stage() then returns when the last byte has been copied.
   std::uint64_t arena_bytes = 256ull << 20;
@@ -88,34 +88,34 @@ struct ClientOptions {
 };
 
 struct BucketOptions {
-  std::string name;
+  std::string name{};
   std::uint32_t copies = 1;
   std::uint64_t quota_bytes = 0;  // 0: none
 };
 struct BucketInfo {
-  std::string name;
+  std::string name{};
   std::uint32_t copies = 1;
   std::uint64_t quota_bytes = 0;
   std::int64_t created_unix_nanos = 0;
 };
 
 struct ObjectInfo {
-  std::string key;
+  std::string key{};
   std::uint64_t size_bytes = 0;
   std::uint32_t crc32c = 0;
   std::int64_t created_unix_nanos = 0;
 };
 template <class T>
 struct Page {
-  std::vector<T> items;
+  std::vector<T> items{};
   bool more = false;  // ask again with `after` = the last item's name
 };
 
 struct RunOptions {
-  std::string name;                     // "BUCKET/RUN"; RUN may contain '/'
-  LaunchId launch;                      // required when other ranks take part
-  std::optional<std::uint64_t> resume;  // default: the highest committed step
-  bool discard_after = false;           // with resume: drop the steps after it
+  std::string name{};                     // "BUCKET/RUN"; RUN may contain '/'
+  LaunchId launch{};                      // required when other ranks take part
+  std::optional<std::uint64_t> resume{};  // default: the highest committed step
+  bool discard_after = false;             // with resume: drop the steps after it
 };
 
 struct SaveOptions {
@@ -139,11 +139,11 @@ struct StepInfo {
   std::uint32_t tensors = 0;
   std::uint32_t blobs = 0;
   std::int64_t committed_unix_nanos = 0;
-  LaunchId launch;
+  LaunchId launch{};
 };
 struct RunActivity {
   bool active = false;  // ranks of an open attempt spoke lately
-  LaunchId launch;
+  LaunchId launch{};
   std::uint64_t step = 0;
   std::uint32_t ranks = 0;
 };
@@ -154,26 +154,26 @@ struct AttemptStatus {
   std::uint64_t step = 0;
   std::uint32_t world_size = 0;
   std::uint32_t sealed = 0;
-  std::string error;  // failed: why, naming the rank
+  std::string error{};  // failed: why, naming the rank
 };
 
 struct TensorInfo {
-  std::string name;
+  std::string name{};
   DType dtype = DType::f32;
-  std::vector<std::uint64_t> global_shape;
+  std::vector<std::uint64_t> global_shape{};
   std::uint64_t bytes = 0;
-  std::vector<Box> boxes;  // as saved
+  std::vector<Box> boxes{};  // as saved
 };
 struct BlobInfo {
-  std::string name;
+  std::string name{};
   std::uint32_t rank = 0;
   std::uint64_t size_bytes = 0;
 };
 /// String metadata kept with a step, for example a safetensors file's __metadata__.
 struct MetaItem {
-  std::string scope;
-  std::string key;
-  std::string value;
+  std::string scope{};
+  std::string key{};
+  std::string value{};
 };
 
 struct RestoreResult {
