@@ -26,6 +26,7 @@ int Store::open(Disk& disk) {
 END
   echo '#include <thread>' > "$tree/proto/runtime/loop.cc"
   echo '#include <rocksdb/db.h>' > "$tree/storage/index/rocksdb_index.cc"
+  echo '#include <rocksdb/db.h>' > "$tree/storage/index/own.h"
   echo '#include <fcntl.h>' > "$tree/storage/disk/file.cc"
   printf '#include <iostream>\n\n#include "proto/runtime/loop.h"\n#include "server/objects/objects.h"\n' > "$tree/server/cairnd/main.cc"
   echo '#include "storage/format/manifest.h"' > "$tree/client/core/client.cc"
@@ -83,7 +84,8 @@ caught layers client/api/include/cairn/a.h '#include "proto/common/result.h"'
 caught layers client/examples/a.cc '#include "client/core/client.h"'
 caught layers client/api/include/cairn/a.h '#include <asio/post.hpp>'
 caught layers bench/a.cc '#include "proto/common/result.h"'
-caught layers storage/index/a.h '#include <rocksdb/db.h>'
+caught layers storage/index/index.h '#include <rocksdb/db.h>'
+caught layers storage/chunk_store/a.h '#include <rocksdb/db.h>'
 caught layers server/objects/a.h '#include "proto/wire/frame.pb.h"'
 caught layers storage/disk/a.cc '#include "../index/index.h"'
 
