@@ -60,6 +60,8 @@ class Channel {
     std::string cluster;      // expected cluster id, or empty
     rt::Duration ping_every = std::chrono::seconds(5);
     rt::Duration silence_max = std::chrono::seconds(15);  // no byte for so long: the connection is dead
+    /// Gets the map (serialized wire::Map) that comes with a kStale error, before that error is returned.
+    std::function<void(std::string map)> newer_map = {};
   };
   /// errors: kUnavailable  refused, lost;  kProtocol  not a Cairn daemon, no common version;  kDeadline
   static Task<std::shared_ptr<Channel>> connect(rt::Runtime runtime, std::string address, Options options,
@@ -102,7 +104,10 @@ class ServerCall {
 };
 
 /// Accepts connections and runs a handler per call. Memory: one unit per data frame from `units`, messages inside
-/// `message_budget`; a peer that breaks a rule or a limit loses its connection.
+/// `message_budget`; a peer that breaks a rule or a limit loses its connection. A call's handler is dropped where it
+/// waits when the client cancels or its connection is lost.
+///
+/// Lifetime: destroying it drops all handlers and connections at once; never from inside a handler.
 class Server {
  public:
   struct Options {
@@ -116,7 +121,7 @@ class Server {
     std::uint64_t message_budget_bytes = 64 * kMiB;  // all connections
     rt::Duration handshake_max = std::chrono::seconds(5);
     rt::Duration header_max = std::chrono::seconds(10);  // from first byte of a frame header to its message's end
-    rt::Duration idle_max = std::chrono::seconds(60);    // no frame (clients ping)
+    rt::Duration idle_max = std::chrono::seconds(60);    // no frame (clients ping), or one payload or write so long
   };
   struct Stats {
     std::uint64_t connections = 0, connections_total = 0, calls_total = 0, calls_running = 0;
@@ -131,7 +136,7 @@ class Server {
   /// Accepts from `listener` until close(). Call once per listener.
   virtual void serve(std::unique_ptr<rt::Listener> listener) = 0;
   virtual Stats stats() const = 0;
-  /// Stops accepting, lets running calls end until `deadline`, then closes all connections.
+  /// Stops accepting, lets running calls end until `deadline`, then closes all connections. Not from a handler.
   virtual Task<void> close(rt::TimePoint deadline) = 0;
 };
 

@@ -35,6 +35,7 @@ class Stream {
  public:
   virtual ~Stream() = default;
   /// Reads 1 .. into.size() bytes; 0 = the peer closed. `into` must outlive the call.
+  /// Dropping the Task while it waits takes nothing from the stream: another read goes on from the same byte.
   /// errors: kUnavailable  reset, closed here
   virtual Task<std::size_t> read_some(std::span<std::byte> into) = 0;
   /// Writes all pieces in order (gathered). They must outlive the call.

@@ -1,6 +1,7 @@
 #include "proto/wire/codec.h"
 
 #include <google/protobuf/message_lite.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include "proto/wire/wire.pb.h"
 
@@ -11,6 +12,8 @@ std::string encode(const google::protobuf::MessageLite& message) {
 }
 
 Result<void> decode(std::string_view bytes, google::protobuf::MessageLite& message, std::string_view what) {
+  // The library writes to stderr what it dislikes in a peer's bytes; our error says it, and once.
+  [[maybe_unused]] static auto* const previous = google::protobuf::SetLogHandler(nullptr);
   if (!message.ParseFromArray(bytes.data(), static_cast<int>(bytes.size())))
     return fail(Errc::kProtocol,
                 std::string(what) + ": malformed message of " + std::to_string(bytes.size()) + " bytes");

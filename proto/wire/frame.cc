@@ -25,6 +25,62 @@ static_assert(std::endian::native == std::endian::little, "the codecs copy littl
 
 }  // namespace
 
+std::string_view name_of(Method method) {
+  switch (method) {
+    case Method::kNone:
+      return "none";
+    case Method::kMap:
+      return "map";
+    case Method::kPutChunk:
+      return "put_chunk";
+    case Method::kReadRanges:
+      return "read_ranges";
+    case Method::kBucketCreate:
+      return "bucket_create";
+    case Method::kBucketShow:
+      return "bucket_show";
+    case Method::kBucketList:
+      return "bucket_list";
+    case Method::kBucketRemove:
+      return "bucket_remove";
+    case Method::kObjectBegin:
+      return "object_begin";
+    case Method::kObjectSeal:
+      return "object_seal";
+    case Method::kObjectStat:
+      return "object_stat";
+    case Method::kObjectList:
+      return "object_list";
+    case Method::kObjectRemove:
+      return "object_remove";
+    case Method::kOpenRun:
+      return "open_run";
+    case Method::kBegin:
+      return "begin";
+    case Method::kSeal:
+      return "seal";
+    case Method::kCommit:
+      return "commit";
+    case Method::kAbort:
+      return "abort";
+    case Method::kHeartbeat:
+      return "heartbeat";
+    case Method::kAttemptStatus:
+      return "attempt_status";
+    case Method::kStepOpen:
+      return "step_open";
+    case Method::kStepList:
+      return "step_list";
+    case Method::kStepRemove:
+      return "step_remove";
+    case Method::kRunList:
+      return "run_list";
+    case Method::kRunActivity:
+      return "run_activity";
+  }
+  return "unknown";
+}
+
 std::array<std::byte, FrameHeader::kBytes> FrameHeader::encode() const {
   std::array<std::byte, kBytes> out{};
   put(&out[0], kMagic);
@@ -53,7 +109,7 @@ Result<FrameHeader> FrameHeader::decode(std::span<const std::byte, kBytes> bytes
   h.message_bytes = get<std::uint32_t>(&bytes[16]);
   h.payload_bytes = get<std::uint32_t>(&bytes[20]);
   h.message_crc = get<std::uint32_t>(&bytes[24]);
-  if (h.message_bytes > kMessageBytesMax)
+  if (h.message_bytes > (h.kind == FrameKind::kData ? kDataMessageBytesMax : kMessageBytesMax))
     return fail(Errc::kProtocol,
                 "frame header: message of " + std::to_string(h.message_bytes) + " bytes is over the limit");
   if (h.payload_bytes > kPayloadBytesMax || (h.payload_bytes > 0 && h.kind != FrameKind::kData))

@@ -4,15 +4,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "proto/common/result.h"
 
 namespace cairn::wire {
 
 inline constexpr std::uint32_t kProtocolVersion = 1;
-inline constexpr std::uint32_t kMessageBytesMax = 1 << 20;  // control message
-inline constexpr std::uint32_t kPayloadBytesMax = 8 << 20;  // data
-inline constexpr std::uint32_t kHelloBytesMax = 16 << 10;   // before the peer is known
+inline constexpr std::uint32_t kMessageBytesMax = 1 << 20;       // control message
+inline constexpr std::uint32_t kDataMessageBytesMax = 64 << 10;  // message of a data frame
+inline constexpr std::uint32_t kPayloadBytesMax = 8 << 20;       // data
+inline constexpr std::uint32_t kHelloBytesMax = 16 << 10;        // before the peer is known
 
 enum class FrameKind : std::uint8_t {
   kHello = 1,
@@ -55,6 +57,9 @@ enum class Method : std::uint16_t {
   kRunActivity = 54,
 };
 
+/// "put_chunk"; for messages, logs and metrics. Numbers that this version does not know: "unknown".
+std::string_view name_of(Method method);
+
 /// The fixed header of every frame, little-endian; then the message, then the payload.
 ///
 /// offset size meaning
@@ -63,7 +68,7 @@ enum class Method : std::uint16_t {
 ///      5    1 reserved, 0
 ///      6    2 method (requests), credit units (credit), else 0
 ///      8    8 call id, chosen by the client, counts up; 0: the connection itself
-///     16    4 message bytes, at most 1 MiB
+///     16    4 message bytes, at most 1 MiB (data frames: 64 KiB)
 ///     20    4 payload bytes, at most 8 MiB (data frames only)
 ///     24    4 CRC32C of the message
 ///     28    4 CRC32C of bytes 0 .. 27

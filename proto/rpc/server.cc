@@ -1,0 +1,678 @@
+#include <algorithm>
+#include <cassert>
+#include <deque>
+#include <list>
+#include <map>
+
+#include "proto/common/checksum.h"
+#include "proto/rpc/frame_reader.h"
+#include "proto/rpc/hello.h"
+#include "proto/rpc/outbox.h"
+#include "proto/rpc/rpc.h"
+#include "proto/rt/sync.h"
+
+namespace cairn::rpc {
+namespace {
+
+using wire::FrameHeader;
+using wire::FrameKind;
+
+class Connection;
+class ServerImpl;
+
+/// Peers can cause an event as often as they like; at most one line a second tells of it.
+class LogLimit {
+ public:
+  /// How many were held back since the last line, or nothing: hold this one back, too.
+  std::optional<std::uint64_t> pass(rt::TimePoint now) {
+    if (last_ && now - *last_ < std::chrono::seconds(1)) {
+      ++held_;
+      return std::nullopt;
+    }
+    last_ = now;
+    return std::exchange(held_, 0);
+  }
+
+ private:
+  std::optional<rt::TimePoint> last_;
+  std::uint64_t held_ = 0;
+};
+
+class CallImpl final : public ServerCall, public std::enable_shared_from_this<CallImpl> {
+ public:
+  struct Facts {
+    std::uint64_t id = 0;
+    wire::Method method = wire::Method::kNone;
+    std::string request;
+    rt::Semaphore::Lease budget;  // of the request's memory
+    std::string client;
+    std::uint64_t connection = 0;
+  };
+  CallImpl(rt::Loop& loop, std::weak_ptr<Connection> owner, Facts facts)
+      : facts_(std::move(facts)), owner_(std::move(owner)), arrived_(loop), turn_(loop, 1) {}
+
+  wire::Method method() const override { return facts_.method; }
+  const std::string& request() const override { return facts_.request; }
+  const std::string& client() const override { return facts_.client; }
+  std::uint64_t connection() const override { return facts_.connection; }
+  Task<Data> next_data() override { return next_data_of(shared_from_this()); }
+  Task<void> send_data(std::string message, std::vector<Buffer> payload) override {
+    return send_data_of(shared_from_this(), std::move(message), std::move(payload));
+  }
+
+  std::uint64_t id() const { return facts_.id; }
+  void arrive(Data data) {
+    incoming_.push_back(std::move(data));
+    arrived_.notify_all();
+  }
+  void end() {
+    ended_ = true;
+    incoming_.clear();
+    arrived_.notify_all();
+  }
+  /// One data frame of a call is on its way at a time: a handler prepares the next one meanwhile, and no more.
+  Task<rt::Semaphore::Lease> turn() { return turn_.acquire(1); }
+
+ private:
+  static Failure gone() { return fail(Errc::kUnavailable, "the call has ended: cancelled or its connection lost"); }
+  static Task<Data> next_data_of(std::shared_ptr<CallImpl> self) {
+    while (self->incoming_.empty()) {
+      if (self->ended_) co_return gone();
+      co_await self->arrived_.wait();
+    }
+    auto data = std::move(self->incoming_.front());
+    self->incoming_.pop_front();
+    co_return data;
+  }
+  static Task<void> send_data_of(std::shared_ptr<CallImpl> self, std::string message, std::vector<Buffer> payload);
+
+  Facts facts_;
+  std::weak_ptr<Connection> owner_;
+  std::deque<Data> incoming_;  // bounded by the connection's credit
+  rt::Signal arrived_;
+  rt::Semaphore turn_;
+  bool ended_ = false;
+};
+
+/// One connection: a task that reads, one that writes, and the handlers of its calls.
+///
+/// Nothing that runs inside its tasks destroys it: drop() only closes, and the server takes it down from its own turn.
+class Connection final : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(ServerImpl& server, std::uint64_t id, std::unique_ptr<rt::Stream> stream);
+  ~Connection() { take_down(); }
+
+  void start();
+  /// Ends the connection: no more reading, writing or handlers. Safe from inside its own tasks.
+  void drop(Error why);
+  /// Destroys its tasks and handlers. Not from inside them.
+  void take_down();
+  /// Called now and then by the server: limits of time.
+  void check(rt::TimePoint now);
+
+  bool dropped() const { return dropped_; }
+  bool greeted() const { return greeted_; }
+  /// Nothing runs and nothing waits to be sent.
+  bool quiet() const { return slots_used_ == 0 && outbox_.idle(); }
+  std::uint64_t id() const { return id_; }
+  std::size_t calls() const { return slots_used_; }
+  std::uint64_t bytes_received() const { return reader_.bytes(); }
+  std::uint64_t bytes_sent() const { return outbox_.bytes(); }
+
+  void send_data(const CallImpl& call, std::string message, std::vector<Buffer> payload, rt::Semaphore::Lease turn) {
+    outbox_.push({.kind = FrameKind::kData,
+                  .call_id = call.id(),
+                  .message = std::move(message),
+                  .payload = std::move(payload),
+                  .turn = std::move(turn)});
+  }
+  /// A data frame's unit is free again.
+  void return_credit();
+
+ private:
+  enum class Phase {
+    kHello,    // since it was accepted
+    kIdle,     // waits for a frame, or is inside its header
+    kMessage,  // reads a message
+    kPayload,  // reads a payload
+    kWaiting,  // for our own memory: not the peer's fault
+  };
+  struct Running {
+    Running(rt::Loop& loop, std::shared_ptr<CallImpl> c) : call(std::move(c)), scope(loop) {}
+    std::shared_ptr<CallImpl> call;
+    bool ended = false;
+    rt::Scope scope;
+  };
+
+  rt::Loop& loop() const;
+  void enter(Phase phase);
+  Task<void> read_frames();
+  Task<void> greet();
+  Task<void> take_request(FrameHeader header);
+  Task<void> take_data(FrameHeader header);
+  Result<void> take_cancel(FrameHeader header);
+  static Task<void> run_call(Connection* self, std::shared_ptr<CallImpl> call, Task<std::string> handler);
+  void finish(CallImpl& call, Result<std::string> result);
+  void send_reply(std::uint64_t call_id, Result<std::string> result);
+  void pong();
+  void starting(OutFrame& frame);
+  void written();
+  Running* running(std::uint64_t call_id);
+
+  ServerImpl& server_;
+  const std::uint64_t id_;
+  std::unique_ptr<rt::Stream> stream_;
+  std::string client_;  // name and address, for handlers and logs
+  FrameReader reader_;
+  Outbox outbox_;
+  Phase phase_ = Phase::kHello;
+  rt::TimePoint phase_since_;
+  bool greeted_ = false;
+  bool dropped_ = false;
+  bool pong_queued_ = false, credit_queued_ = false;
+
+  // Invariant: units_out_ <= credit_units: what the client has sent on credit and has not got back.
+  std::uint32_t units_out_ = 0;
+  std::uint32_t units_back_ = 0;  // free again, not told yet
+
+  // A call takes one of calls_max until its reply starts to be written (the client may use it again from then on).
+  std::size_t slots_used_ = 0;
+  std::uint64_t last_call_ = 0;
+  std::map<std::uint64_t, std::unique_ptr<Running>> calls_;
+  rt::Scope tasks_;
+};
+
+class ServerImpl final : public Server {
+ public:
+  ServerImpl(rt::Runtime runtime, rt::UnitPool& pool, Options options, Handler handle, std::function<std::string()> map)
+      : rt(runtime),
+        units(pool),
+        options(std::move(options)),
+        handler(std::move(handle)),
+        stale_map(std::move(map)),
+        budget(runtime.loop, std::max<std::uint64_t>(this->options.message_budget_bytes, wire::kMessageBytesMax)),
+        changed_(runtime.loop),
+        tasks_(runtime.loop) {
+    assert(this->options.credit_units >= 1 && this->options.credit_units <= 0xffff && this->options.calls_max >= 1);
+    assert(units.unit_bytes() <= wire::kPayloadBytesMax);
+    tasks_.spawn(watch());
+  }
+  ~ServerImpl() override {
+    tasks_.cancel();
+    for (auto& [id, connection] : connections_) connection->take_down();
+  }
+
+  void serve(std::unique_ptr<rt::Listener> listener) override {
+    if (closing_) return listener->close();
+    auto& ref = *listeners_.emplace_back(std::move(listener));
+    tasks_.spawn(accept_from(ref));
+  }
+
+  Stats stats() const override {
+    auto out = totals;
+    out.connections = live_;
+    for (const auto& [id, connection] : connections_) {
+      out.calls_running += connection->calls();
+      out.bytes_received += connection->bytes_received();
+      out.bytes_sent += connection->bytes_sent();
+    }
+    return out;
+  }
+
+  Task<void> close(rt::TimePoint deadline) override {
+    closing_ = true;
+    for (auto& listener : listeners_) listener->close();
+    auto quiet = co_await rt::with_deadline(rt.loop, deadline, wait_for_quiet(), "close");
+    if (!quiet)
+      rt.log.write(rt::Level::kWarning, "rpc_calls_cut_off", {{"calls", std::to_string(stats().calls_running)}});
+    tasks_.cancel();
+    for (auto& [id, connection] : connections_) {
+      connection->drop(Error{Errc::kUnavailable, "the server is closing"});
+      connection->take_down();
+      count(*connection);
+    }
+    connections_.clear();
+    listeners_.clear();
+    co_return {};
+  }
+
+  // ---- For its connections
+
+  bool closing() const { return closing_; }
+  /// Something ended: whoever waits for quiet looks again.
+  void changed() {
+    if (closing_) changed_.notify_all();
+  }
+  /// It is dropped: takes it down from a turn of our own.
+  void bury(std::uint64_t id) {
+    --live_;
+    rt.loop.post([this, alive = std::weak_ptr(alive_), id] {
+      if (alive.expired()) return;
+      const auto it = connections_.find(id);
+      if (it == connections_.end()) return;
+      it->second->take_down();
+      count(*it->second);
+      connections_.erase(it);
+      changed();
+    });
+  }
+  void log_ended(const std::string& client, bool greeted, const Error& why) {
+    const bool offence = why.code == Errc::kProtocol || why.code == Errc::kDenied || why.code == Errc::kInvalid;
+    if (offence) ++totals.protocol_errors;
+    if (!offence && greeted) {
+      rt.log.write(rt::Level::kDebug, "rpc_connection_ended", {{"client", client}, {"reason", why.message}});
+      return;
+    }
+    const auto held = limit_.pass(rt.loop.now());
+    if (!held) return;
+    rt.log.write(offence ? rt::Level::kWarning : rt::Level::kInfo,
+                 greeted ? "rpc_connection_closed" : "rpc_peer_refused",
+                 {{"client", client}, {"reason", why.message}, {"held_back", std::to_string(*held)}});
+  }
+
+  rt::Runtime rt;
+  rt::UnitPool& units;
+  const Options options;
+  const Handler handler;
+  const std::function<std::string()> stale_map;
+  rt::Semaphore budget;
+  Stats totals;  // of connections that are gone, and counts that belong to none
+
+ private:
+  Task<void> accept_from(rt::Listener& listener) {
+    for (;;) {
+      auto stream = co_await listener.accept();
+      if (closing_) co_return {};
+      if (stream) {
+        add(*std::move(stream));
+        continue;
+      }
+      if (const auto held = limit_.pass(rt.loop.now()))
+        rt.log.write(rt::Level::kError, "rpc_accept_failed",
+                     {{"address", listener.address()}, {"reason", stream.error().message}});
+      co_await rt.loop.sleep(std::chrono::milliseconds(100));
+    }
+  }
+
+  void add(std::unique_ptr<rt::Stream> stream) {
+    if (live_ >= options.connections_max) {
+      // The oldest that has not said who it is makes room; ids are in the order of arrival.
+      const auto oldest = std::ranges::find_if(
+          connections_, [](const auto& c) { return !c.second->greeted() && !c.second->dropped(); });
+      const Error full{Errc::kUnavailable, "connections_max=" + std::to_string(options.connections_max) + " reached"};
+      if (oldest == connections_.end()) {
+        log_ended(stream->peer(), false, full);
+        return stream->close();
+      }
+      oldest->second->drop(full);
+    }
+    const auto id = ++last_connection_;
+    ++totals.connections_total;
+    ++live_;
+    auto connection = std::make_shared<Connection>(*this, id, std::move(stream));
+    connections_.emplace(id, connection);
+    connection->start();
+    changed_.notify_all();
+  }
+
+  /// One clock for the limits of all connections: they are coarse, and a timer per frame would cost more.
+  Task<void> watch() {
+    const auto shortest = std::min({options.handshake_max, options.header_max, options.idle_max});
+    const auto step = std::clamp<rt::Duration>(shortest / 8, std::chrono::milliseconds(1), std::chrono::seconds(1));
+    for (;;) {
+      while (connections_.empty()) co_await changed_.wait();
+      co_await rt.loop.sleep(step);
+      const auto now = rt.loop.now();
+      for (auto& [id, connection] : connections_) connection->check(now);  // drops, but does not erase
+    }
+  }
+
+  Task<void> wait_for_quiet() {
+    const auto busy = [this] {
+      return std::ranges::any_of(connections_, [](const auto& c) {
+        return !c.second->dropped() && c.second->greeted() && !c.second->quiet();
+      });
+    };
+    while (busy()) co_await changed_.wait();
+    co_return {};
+  }
+
+  void count(const Connection& gone) {
+    totals.bytes_received += gone.bytes_received();
+    totals.bytes_sent += gone.bytes_sent();
+  }
+
+  std::list<std::unique_ptr<rt::Listener>> listeners_;
+  std::map<std::uint64_t, std::shared_ptr<Connection>> connections_;
+  std::size_t live_ = 0;  // of connections_: not dropped
+  std::uint64_t last_connection_ = 0;
+  bool closing_ = false;
+  LogLimit limit_;
+  rt::Signal changed_;
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for jobs that outlive us
+  rt::Scope tasks_;
+};
+
+/// Keeps a unit together with the credit it came on.
+struct CreditedUnit {
+  rt::MutableBuffer unit;
+  std::weak_ptr<Connection> connection;
+  CreditedUnit(rt::MutableBuffer u, std::weak_ptr<Connection> c) : unit(std::move(u)), connection(std::move(c)) {}
+  CreditedUnit(const CreditedUnit&) = delete;
+  ~CreditedUnit() {
+    unit.owner.reset();
+    if (auto alive = connection.lock()) alive->return_credit();
+  }
+};
+
+Task<void> CallImpl::send_data_of(std::shared_ptr<CallImpl> self, std::string message, std::vector<Buffer> payload) {
+  std::uint64_t size = 0;
+  for (const auto& piece : payload) size += piece.size();
+  if (size > wire::kPayloadBytesMax || message.size() > wire::kDataMessageBytesMax)
+    co_return fail(Errc::kInvalid, "data frame of " + std::to_string(size) + " bytes is over the limit");
+  CO_TRY(auto turn, co_await self->turn_.acquire(1));
+  auto connection = self->owner_.lock();
+  if (!connection || connection->dropped() || self->ended_) co_return gone();
+  connection->send_data(*self, std::move(message), std::move(payload), std::move(turn));
+  co_return {};
+}
+
+// ---- Connection
+
+Connection::Connection(ServerImpl& server, std::uint64_t id, std::unique_ptr<rt::Stream> stream)
+    : server_(server),
+      id_(id),
+      stream_(std::move(stream)),
+      client_(stream_->peer()),
+      reader_(server.rt.loop, *stream_),
+      outbox_(
+          server.rt.loop, *stream_, [this](OutFrame& f) { starting(f); }, [this](OutFrame&) { written(); }),
+      phase_since_(server.rt.loop.now()),
+      tasks_(server.rt.loop) {}
+
+rt::Loop& Connection::loop() const {
+  return server_.rt.loop;
+}
+
+void Connection::enter(Phase phase) {
+  phase_ = phase;
+  phase_since_ = loop().now();
+}
+
+void Connection::start() {
+  tasks_.spawn(read_frames(), [this](Result<void> end) { drop(std::move(end).error()); });
+}
+
+void Connection::drop(Error why) {
+  if (dropped_) return;
+  dropped_ = true;
+  stream_->close();
+  server_.log_ended(client_, greeted_, why);
+  server_.bury(id_);
+}
+
+void Connection::take_down() {
+  dropped_ = true;
+  stream_->close();
+  tasks_.cancel();
+  outbox_.clear();
+  slots_used_ = 0;
+  auto calls = std::exchange(calls_, {});
+  for (auto& [id, running] : calls) {
+    running->scope.cancel();
+    running->call->end();
+  }
+}
+
+void Connection::check(rt::TimePoint now) {
+  if (dropped_) return;
+  const auto& limits = server_.options;
+  const auto overdue = [&](rt::TimePoint since, rt::Duration limit, std::string_view what) {
+    if (since == rt::kNever || now - since < limit) return;
+    drop(Error{Errc::kUnavailable, std::string(what)});
+  };
+  switch (phase_) {
+    case Phase::kHello:
+      overdue(phase_since_, limits.handshake_max, "no hello in time");
+      break;
+    case Phase::kIdle:
+      overdue(phase_since_, limits.idle_max, "no frame for too long");
+      if (!dropped_) overdue(reader_.header_begun(), limits.header_max, "a frame header took too long");
+      break;
+    case Phase::kMessage:
+      overdue(phase_since_, limits.header_max, "a message took too long");
+      break;
+    case Phase::kPayload:
+      overdue(phase_since_, limits.idle_max, "a payload took too long");
+      break;
+    case Phase::kWaiting:
+      // We do not read its pings meanwhile; a sign of life keeps it from giving us up.
+      pong();
+      break;
+  }
+  if (!dropped_) overdue(outbox_.writing_since(), limits.idle_max, "the peer takes no bytes");
+}
+
+// ---- Reading
+
+Task<void> Connection::read_frames() {
+  CO_CHECK_OK(co_await greet());
+  tasks_.spawn(outbox_.run(), [this](Result<void> end) { drop(std::move(end).error()); });
+  for (;;) {
+    enter(Phase::kIdle);
+    CO_TRY(const auto header, co_await reader_.header());
+    switch (header.kind) {
+      case FrameKind::kRequest:
+        CO_CHECK_OK(co_await take_request(header));
+        break;
+      case FrameKind::kData:
+        CO_CHECK_OK(co_await take_data(header));
+        break;
+      case FrameKind::kCancel:
+        CO_CHECK_OK(take_cancel(header));
+        break;
+      case FrameKind::kPing:
+        if (header.message_bytes != 0) co_return fail(Errc::kProtocol, "ping with a message");
+        pong();
+        break;
+      default:
+        co_return fail(Errc::kProtocol,
+                       "frame of kind " + std::to_string(static_cast<int>(header.kind)) + " from a client");
+    }
+    if (dropped_) co_return fail(Errc::kUnavailable, "closed on this side");
+  }
+}
+
+Task<void> Connection::greet() {
+  CO_TRY(const auto header, co_await reader_.header());
+  if (header.kind != FrameKind::kHello || header.message_bytes > wire::kHelloBytesMax)
+    co_return fail(Errc::kProtocol, "the first frame is no hello");
+  CO_TRY(const auto hello, co_await reader_.message(header));
+  const auto& o = server_.options;
+  auto greeting = answer_hello(hello, {.node = o.node,
+                                       .cluster = o.cluster,
+                                       .credit_units = o.credit_units,
+                                       .unit_bytes = static_cast<std::uint32_t>(server_.units.unit_bytes()),
+                                       .calls_max = o.calls_max,
+                                       .unix_socket = o.unix_socket,
+                                       .host = o.host});
+  if (greeting && server_.closing()) greeting = fail(Errc::kUnavailable, "this daemon is shutting down");
+  const auto answer = greeting ? greeting->reply : encode_error(greeting.error(), {});
+  const FrameHeader reply{.kind = greeting ? FrameKind::kHelloReply : FrameKind::kError,
+                          .message_bytes = static_cast<std::uint32_t>(answer.size()),
+                          .message_crc = crc32c(answer)};
+  const auto encoded = reply.encode();
+  CO_CHECK_OK(co_await stream_->write_all({encoded, bytes_of(answer)}));
+  if (!greeting) co_return fail(std::move(greeting).error());
+  client_ = greeting->client + "@" + client_;
+  greeted_ = true;
+  co_return {};
+}
+
+Task<void> Connection::take_request(FrameHeader header) {
+  if (header.call_id <= last_call_) co_return fail(Errc::kProtocol, "request with a call id that does not count up");
+  if (slots_used_ >= server_.options.calls_max)
+    co_return fail(Errc::kProtocol, "more than calls_max=" + std::to_string(server_.options.calls_max) + " calls");
+  rt::Semaphore::Lease budget;
+  if (header.message_bytes > 0) {
+    enter(Phase::kWaiting);
+    CO_TRY(budget, co_await server_.budget.acquire(header.message_bytes));
+  }
+  enter(Phase::kMessage);
+  CO_TRY(auto request, co_await reader_.message(header));
+  last_call_ = header.call_id;
+  ++slots_used_;
+  ++server_.totals.calls_total;
+  if (server_.closing()) {
+    send_reply(header.call_id, fail(Errc::kUnavailable, "this daemon is shutting down"));
+    co_return {};
+  }
+  auto call = std::make_shared<CallImpl>(loop(), weak_from_this(),
+                                         CallImpl::Facts{.id = header.call_id,
+                                                         .method = static_cast<wire::Method>(header.method),
+                                                         .request = std::move(request),
+                                                         .budget = std::move(budget),
+                                                         .client = client_,
+                                                         .connection = id_});
+  auto& running = *calls_.emplace(call->id(), std::make_unique<Running>(loop(), call)).first->second;
+  running.scope.spawn(run_call(this, call, server_.handler(call)));
+  co_return {};
+}
+
+Task<void> Connection::take_data(FrameHeader header) {
+  if (header.call_id == 0 || header.call_id > last_call_)
+    co_return fail(Errc::kProtocol, "data for a call that was never made");
+  if (header.payload_bytes > server_.units.unit_bytes())
+    co_return fail(Errc::kProtocol, "payload of " + std::to_string(header.payload_bytes) +
+                                        " bytes is over the unit of " + std::to_string(server_.units.unit_bytes()));
+  if (units_out_ >= server_.options.credit_units) co_return fail(Errc::kProtocol, "data without credit");
+  ++units_out_;
+
+  // The unit comes first: it also bounds how many messages of data frames there are.
+  std::shared_ptr<CreditedUnit> unit;
+  std::span<std::byte> memory;
+  if (running(header.call_id) != nullptr) {
+    enter(Phase::kWaiting);
+    CO_TRY(auto free_unit, co_await server_.units.acquire());
+    memory = free_unit.bytes;
+    unit = std::make_shared<CreditedUnit>(std::move(free_unit), weak_from_this());
+  }
+  enter(Phase::kMessage);
+  CO_TRY(auto message, co_await reader_.message(header));
+  enter(Phase::kPayload);
+  if (running(header.call_id) == nullptr) {  // it has ended, and the client does not know yet
+    CO_CHECK_OK(co_await reader_.skip_payload());
+    if (!unit) return_credit();
+    co_return {};
+  }
+  CO_CHECK_OK(co_await reader_.payload(memory.first(header.payload_bytes)));
+  if (auto* call = running(header.call_id))
+    call->call->arrive({.message = std::move(message),
+                        .memory = {.owner = std::move(unit), .bytes = memory},
+                        .size = header.payload_bytes});
+  co_return {};
+}
+
+Result<void> Connection::take_cancel(FrameHeader header) {
+  if (header.message_bytes != 0 || header.call_id == 0 || header.call_id > last_call_)
+    return fail(Errc::kProtocol, "cancel of a call that was never made");
+  const auto it = calls_.find(header.call_id);
+  const bool was_running = it != calls_.end() && !it->second->ended;
+  if (was_running) {
+    const auto gone = std::move(it->second);
+    calls_.erase(it);
+    --slots_used_;
+    gone->scope.cancel();
+    gone->call->end();
+  }
+  const auto replies = outbox_.withdraw_call(header.call_id);
+  assert(replies <= (was_running ? 0u : 1u));
+  slots_used_ -= replies;
+  server_.changed();
+  return {};
+}
+
+Connection::Running* Connection::running(std::uint64_t call_id) {
+  const auto it = calls_.find(call_id);
+  return it == calls_.end() || it->second->ended ? nullptr : it->second.get();
+}
+
+// ---- Calls
+
+Task<void> Connection::run_call(Connection* self, std::shared_ptr<CallImpl> call, Task<std::string> handler) {
+  auto result = co_await std::move(handler);
+  (void)co_await call->turn();  // the reply follows the call's last data frame
+  self->finish(*call, std::move(result));
+  co_return {};
+}
+
+void Connection::finish(CallImpl& call, Result<std::string> result) {
+  running(call.id())->ended = true;
+  call.end();
+  if (!dropped_) send_reply(call.id(), std::move(result));
+  // We are inside the call's own task: its scope goes in a later turn.
+  loop().post([weak = weak_from_this(), id = call.id()] {
+    if (auto self = weak.lock()) self->calls_.erase(id);
+  });
+}
+
+void Connection::send_reply(std::uint64_t call_id, Result<std::string> result) {
+  if (result && result->size() > wire::kMessageBytesMax)
+    result = fail(Errc::kFailed, "the reply has " + std::to_string(result->size()) + " bytes, over the limit");
+  OutFrame frame{.kind = FrameKind::kReply, .call_id = call_id};
+  if (result) {
+    frame.message = *std::move(result);
+  } else {
+    const bool stale = result.error().code == Errc::kStale && server_.stale_map;
+    frame.kind = FrameKind::kError;
+    frame.message = encode_error(result.error(), stale ? server_.stale_map() : std::string());
+  }
+  outbox_.push(std::move(frame));
+}
+
+// ---- Writing
+
+void Connection::return_credit() {
+  ++units_back_;
+  if (credit_queued_ || dropped_) return;
+  credit_queued_ = true;
+  outbox_.push({.kind = FrameKind::kCredit});
+}
+
+void Connection::pong() {
+  if (pong_queued_) return;
+  pong_queued_ = true;
+  outbox_.push({.kind = FrameKind::kPong});
+}
+
+void Connection::starting(OutFrame& frame) {
+  switch (frame.kind) {
+    case FrameKind::kReply:
+    case FrameKind::kError:
+      --slots_used_;
+      break;
+    case FrameKind::kPong:
+      pong_queued_ = false;
+      break;
+    case FrameKind::kCredit:
+      frame.method = static_cast<std::uint16_t>(units_back_);
+      units_out_ -= std::exchange(units_back_, 0);
+      credit_queued_ = false;
+      break;
+    default:
+      break;
+  }
+}
+
+void Connection::written() {
+  if (server_.closing()) server_.changed();
+}
+
+}  // namespace
+
+std::unique_ptr<Server> Server::create(rt::Runtime runtime, rt::UnitPool& units, Options options, Handler handler,
+                                       std::function<std::string()> stale_map) {
+  return std::make_unique<ServerImpl>(runtime, units, std::move(options), std::move(handler), std::move(stale_map));
+}
+
+}  // namespace cairn::rpc
