@@ -23,16 +23,16 @@ Kind kind_of(const Entry& entry);
 
 /// A page, and what lies in or below it.
 struct Fence {
-  std::uint64_t offset = 0;  // of the page in the index
+  std::uint64_t begin = 0;   // all pages below lie in [begin, offset) of the index
+  std::uint64_t offset = 0;  // of the page
   std::uint32_t size = 0;
-  std::uint32_t crc = 0;      // CRC32C of the page
-  std::uint8_t level = 0;     // 0: entries; else fences of pages of level - 1
-  Kind kind = Kind::kShard;   // of the first entry
-  std::string name;           // tensor, blob, stream or scope of the first entry
-  std::string last_name;      // of the last entry, when it has the same kind; empty: of a later kind
-  std::uint64_t entries = 0;  // in all pages below
-  std::uint64_t tensors = 0;  // tensors that begin below
-  std::optional<Box> bounds;  // all boxes below lie inside; only when all are shards of one tensor
+  std::uint32_t crc = 0;                               // CRC32C of the page
+  std::uint8_t level = 0;                              // 0: entries; else fences of pages of level - 1
+  Kind kind = Kind::kShard, last_kind = Kind::kShard;  // of the first and last entry below
+  std::string name, last_name;                         // tensor, blob, stream or scope of them
+  std::uint64_t entries = 0;                           // below
+  std::uint64_t tensors = 0;                           // that begin below
+  std::optional<Box> bounds;                           // holds all boxes below; only when all are of one tensor
 };
 
 struct Root {
@@ -47,7 +47,7 @@ struct Query {
   Kind kind = Kind::kShard;
   std::string name;
   bool prefix = false;     // all names that begin with `name`
-  std::optional<Box> box;  // shards only: those that share an element with it (or have none)
+  std::optional<Box> box;  // shards only: those that share an element with it, and maybe empty ones; empty: any
 };
 
 /// Writes an index, entry by entry in the order of order(). Holds about one page a level.
@@ -76,11 +76,15 @@ class IndexWriter {
   std::unique_ptr<State> state_;
 };
 
-/// errors: kDataLoss  not a root, damaged, or of a version this program does not read
+/// errors: kDataLoss  not a root, or damaged;  kInvalid  written by a newer program: which version can read it
 Result<Root> decode_root(std::string_view page, std::uint64_t index_bytes);
 /// `ref` is the fence that led here; the page must have its size and checksum. errors: kDataLoss
 Result<std::vector<Fence>> decode_fences(std::string_view page, const Fence& ref);
 Result<Contents> decode_entries(std::string_view page, const Fence& ref);
+
+/// All kinds in one list, in order. And back.
+std::vector<Entry> entries_of(Contents contents);
+void append(Contents& to, Entry entry);
 
 /// Finds entries in an index whose pages come from elsewhere: fetch what wanted() names, hand it to supply(), until
 /// wanted() is empty. Reads the pages that can hold a match and no others.
@@ -97,11 +101,11 @@ class IndexSearch {
   Contents take();
 
  private:
-  bool matches(Kind kind, const std::string& name, const Box* box) const;
   bool may_hold(const Fence& fence) const;
+  bool is_wanted(const Entry& entry) const;
 
   std::vector<Query> queries_;  // sorted by (kind, name)
-  bool prefixes_ = false;
+  bool everything_ = false, prefixes_ = false;
   std::vector<Fence> wanted_;
   Contents found_;
 };
@@ -120,23 +124,20 @@ class MergeIterator {
 
  private:
   struct Source {
-    Contents page;
-    std::size_t shard = 0, blob = 0, token = 0, meta = 0;  // next of each
-    bool ended = false;
+    std::vector<Entry> page;
+    std::size_t next = 0;
   };
-  bool empty(const Source& source) const;
-  bool before(std::size_t a, std::size_t b) const;
-  void push(std::size_t source);
+  bool later(std::size_t a, std::size_t b) const;
 
   std::vector<Source> sources_;
-  std::vector<std::size_t> heap_;    // sources with an entry
-  std::vector<std::size_t> hungry_;  // sources without
+  std::vector<std::size_t> heap_;    // sources with an entry, the least on top
+  std::vector<std::size_t> hungry_;  // sources without, not ended
 };
 
 /// A whole index in memory.
 /// errors: kInvalid  entries that check_entry refuses or that repeat; sorts by itself
 Result<std::string> encode(Contents contents);
-/// errors: kDataLoss
+/// errors: kDataLoss, kInvalid as decode_root
 Result<Contents> decode(std::string_view whole);
 /// The root page, which ends the index, found by the length in its last bytes. errors: kDataLoss
 Result<std::string_view> root_of(std::string_view whole);

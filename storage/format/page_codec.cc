@@ -1,0 +1,517 @@
+#include "storage/format/page_codec.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "proto/common/checksum.h"
+#include "proto/common/units.h"
+#include "storage/format/box.h"
+
+// Numbers are little-endian; "v" is a varint: 7 bits a byte, least first, the top bit says that more follow. A "name"
+// is v bytes shared with the name before it in the page, v bytes of the rest, the rest.
+//
+// Page
+// offset size meaning
+//      0    4 magic "CnPg"
+//      4    1 kind: 1 entries, 2 fences, 3 root
+//      5    1 level: 0 entries; fences and root: one more than the pages they name
+//      6    2 zero
+//      8    4 number of entries or fences
+//     12    4 bytes of the body
+//     16    4 CRC32C of bytes 0 .. 15 and the body; a fence repeats it
+//     20      body
+//
+// Body of an entry page
+//   v     number of writers, then for each: 16 owner, 8 nonce (chunk ids name them by number)
+//   ...   entries, each: 1 tag, then by kind (tag & 7):
+//   1 shard  [tag & 8: new tensor: name, 1 dtype, v dimensions, v size of each]
+//            [not tag & 32 (same box as the shard before): v mask of dimensions that are not whole,
+//             v offset and v size of each of those]
+//            [tag & 16: v holder index, v holder count]
+//            v rank, 4 CRC32C, extents
+//   2 blob   name, v rank, v size, 4 CRC32C, extents
+//   3 token  name (stream), v rank, v length, bytes
+//   4 meta   name (scope), v length, key, v rank, v length, value
+//
+// Extents: v number of runs, each: v writer, v group, v first chunk index, v count, v offset, v length, and with a
+//   count over 1 v length of the last. All chunks of a run have following indices and the same offset and length, but
+//   the last its own length.
+//
+// Fence
+//   v     bytes between the end of the page before (for the first: of `begin`) and this page
+//   v     bytes of the page
+//   4     CRC32C of the page, as in its header
+//   1     tag: kind of the first entry (bits 0-2), of the last (bits 3-5), 64: bounds follow, 128: one name
+//   name  of the first entry; unless tag & 128 name of the last entry (shared bytes count from the first's)
+//   v     entries below        v     tensors that begin below
+//   [v dimensions, v offset and v size of each: bounds]
+//
+// Root body
+//   4     format version       4     oldest reader's version that can read it
+//   8     bytes of the index, root included
+//   v x 6 tensors, shards, blobs, tokens, metadata entries, saved bytes
+//   ...   fences of the level below
+//   4     bytes of the root page
+//   4     magic "CnRt": so the root is found from the end of an index
+namespace cairn::format::pages {
+namespace {
+
+constexpr std::string_view kMagic = "CnPg";
+
+constexpr std::uint8_t kKindMask = 7, kNewTensor = 8, kWithHolder = 16, kSameBox = 32;
+constexpr std::uint8_t kBounds = 64, kOneName = 128;
+
+void put_box(std::string& out, const Box& box) {
+  for (std::size_t d = 0; d < box.shape.size(); ++d) {
+    put_varint(out, box.offset[d]);
+    put_varint(out, box.shape[d]);
+  }
+}
+
+/// Reads the entries of one page; every list is bounded by the bytes that are left before it is allocated.
+class EntriesReader {
+ public:
+  explicit EntriesReader(const Page& page) : reader_(page.body), count_(page.count) {}
+
+  Result<std::vector<Entry>> read() {
+    const auto writers = reader_.varint();
+    if (writers > reader_.left() / 24) reader_.fail();
+    for (std::uint64_t i = 0; i < writers && !reader_.failed(); ++i) {
+      const auto owner = reader_.raw(16);
+      const auto nonce = reader_.u64();
+      if (reader_.failed()) break;
+      writers_.push_back({.owner = *OwnerId::from_bytes(owner), .writer = nonce, .index = 0});
+    }
+    std::vector<Entry> out;
+    if (count_ > reader_.left()) reader_.fail();
+    for (std::uint32_t i = 0; i < count_ && !reader_.failed(); ++i) {
+      auto entry = read_entry();
+      if (reader_.failed()) break;
+      if (auto ok = check_entry(entry); !ok) return cairn::fail(Errc::kDataLoss, std::move(ok.error().message));
+      if (!out.empty() && order(out.back(), entry) >= 0)
+        return cairn::fail(Errc::kDataLoss, fmt::format("entry '{}' is out of order", name_in(entry)));
+      out.push_back(std::move(entry));
+    }
+    if (reader_.failed() || reader_.left() != 0)
+      return cairn::fail(Errc::kDataLoss, "entries do not fill the page exactly");
+    return out;
+  }
+
+ private:
+  Entry read_entry() {
+    const auto tag = reader_.u8();
+    switch (tag & kKindMask) {
+      case 1:
+        return read_shard(tag);
+      case 2:
+        return read_blob(tag);
+      case 3:
+        return read_token(tag);
+      case 4:
+        return read_meta(tag);
+      default:
+        reader_.fail();
+        return {};
+    }
+  }
+
+  ShardEntry read_shard(std::uint8_t tag) {
+    if (tag & kNewTensor) {
+      shard_ = ShardEntry{};
+      shard_->tensor = name();
+      const auto dtype = dtype_of(reader_.u8());
+      const auto dimensions = reader_.varint();
+      if (!dtype || dimensions > kDimensionsMax) reader_.fail();
+      if (reader_.failed()) return {};
+      shard_->dtype = *dtype;
+      shard_->global_shape.resize(dimensions);
+      for (auto& size : shard_->global_shape) size = reader_.varint();
+      shard_->box = whole(shard_->global_shape);
+    }
+    // A page's first shard brings its tensor, and a tensor's first shard its box.
+    if (!shard_ || ((tag & kNewTensor) && (tag & kSameBox)) ||
+        (tag & ~(kKindMask | kNewTensor | kWithHolder | kSameBox)))
+      reader_.fail();
+    if (reader_.failed()) return {};
+    if (!(tag & kSameBox)) {
+      shard_->box = whole(shard_->global_shape);
+      const auto mask = reader_.varint();
+      const auto dimensions = shard_->global_shape.size();
+      if (mask >> dimensions != 0) reader_.fail();
+      for (std::size_t d = 0; d < dimensions && !reader_.failed(); ++d)
+        if (mask >> d & 1) shard_->box.offset[d] = reader_.varint(), shard_->box.shape[d] = reader_.varint();
+    }
+    ShardEntry out = *shard_;
+    if (tag & kWithHolder) {
+      const auto index = reader_.varint32(), count = reader_.varint32();
+      out.holder = Holder{.index = index, .count = count};
+    }
+    out.rank = reader_.varint32();
+    out.crc = reader_.u32();
+    out.extents = extents();
+    return out;
+  }
+
+  BlobEntry read_blob(std::uint8_t tag) {
+    BlobEntry out;
+    if (tag & ~kKindMask) reader_.fail();
+    out.name = name();
+    out.rank = reader_.varint32();
+    out.size = reader_.varint();
+    out.crc = reader_.u32();
+    out.extents = extents();
+    return out;
+  }
+
+  TokenEntry read_token(std::uint8_t tag) {
+    TokenEntry out;
+    if (tag & ~kKindMask) reader_.fail();
+    out.stream = name();
+    out.rank = reader_.varint32();
+    out.bytes = reader_.raw(reader_.varint());
+    return out;
+  }
+
+  MetaEntry read_meta(std::uint8_t tag) {
+    MetaEntry out;
+    if (tag & ~kKindMask) reader_.fail();
+    out.scope = name();
+    out.key = reader_.raw(reader_.varint());
+    out.rank = reader_.varint32();
+    out.value = reader_.raw(reader_.varint());
+    return out;
+  }
+
+  std::string name() { return last_name_ = reader_.name(last_name_); }
+
+  std::vector<Extent> extents() {
+    std::vector<Extent> out;
+    const auto runs = reader_.varint();
+    if (runs > reader_.left()) reader_.fail();
+    for (std::uint64_t i = 0; i < runs && !reader_.failed(); ++i) {
+      const auto writer = reader_.varint();
+      const auto group = reader_.varint32(), index = reader_.varint32();
+      const auto count = reader_.varint();
+      const auto offset = reader_.varint32(), length = reader_.varint32();
+      const auto last_length = count > 1 ? reader_.varint32() : length;
+      // A few bytes can name many extents: bounded by the page's limit and the chunk indices there are.
+      if (writer >= writers_.size() || count == 0 || count > kExtentsMax - extents_ ||
+          count - 1 > ~std::uint32_t{0} - index)
+        reader_.fail();
+      if (reader_.failed()) break;
+      extents_ += count;
+      for (std::uint64_t k = 0; k < count; ++k) {
+        out.push_back({.group = group,
+                       .chunk = writers_[writer],
+                       .offset = offset,
+                       .length = k + 1 == count ? last_length : length});
+        out.back().chunk.index = index + static_cast<std::uint32_t>(k);
+      }
+    }
+    return out;
+  }
+
+  Reader reader_;
+  std::uint32_t count_;
+  std::vector<ChunkId> writers_;
+  std::string last_name_;
+  std::optional<ShardEntry> shard_;  // what the tensor's shards share
+  std::size_t extents_ = 0;
+};
+
+}  // namespace
+
+std::string_view name_in(const Entry& entry) {
+  switch (entry.index()) {
+    case 0:
+      return std::get<ShardEntry>(entry).tensor;
+    case 1:
+      return std::get<BlobEntry>(entry).name;
+    case 2:
+      return std::get<TokenEntry>(entry).stream;
+    default:
+      return std::get<MetaEntry>(entry).scope;
+  }
+}
+
+void put_name(std::string& out, std::string_view name, std::string_view before) {
+  const auto shared = static_cast<std::size_t>(std::ranges::mismatch(name, before).in1 - name.begin());
+  put_varint(out, shared);
+  put_varint(out, name.size() - shared);
+  out += name.substr(shared);
+}
+
+std::uint64_t Reader::varint() {
+  std::uint64_t value = 0;
+  for (unsigned shift = 0; shift < 64; shift += 7) {
+    const auto byte = u8();
+    const auto part = std::uint64_t{byte} & 0x7f;
+    if (failed_ || (shift == 63 && part > 1) || (byte == 0 && shift != 0)) break;
+    value |= part << shift;
+    if (byte < 0x80) return value;
+  }
+  fail();
+  return 0;
+}
+
+std::uint32_t Reader::varint32() {
+  const auto value = varint();
+  if (value > ~std::uint32_t{0}) fail();
+  return failed_ ? 0 : static_cast<std::uint32_t>(value);
+}
+
+std::string Reader::name(std::string_view before) {
+  const auto shared = varint(), rest = varint();
+  if (shared > before.size() || rest > 1024 || shared + rest > 1024) fail();
+  if (failed_) return {};
+  std::string out(before.substr(0, shared));
+  out += raw(rest);
+  return out;
+}
+
+std::string seal(PageKind kind, std::uint8_t level, std::uint32_t count, std::string_view body, std::uint32_t& crc) {
+  std::string out(kMagic);
+  out.reserve(kHeaderBytes + body.size());
+  out += static_cast<char>(kind);
+  out += static_cast<char>(level);
+  out.append(2, '\0');
+  put_u32(out, count);
+  put_u32(out, static_cast<std::uint32_t>(body.size()));
+  crc = crc32c(body, crc32c(out));
+  put_u32(out, crc);
+  out += body;
+  return out;
+}
+
+Result<Page> open(std::string_view bytes, std::string_view what) {
+  Reader reader(bytes);
+  const auto magic = reader.raw(4);
+  Page page;
+  page.kind = static_cast<PageKind>(reader.u8());
+  page.level = reader.u8();
+  const auto zero = reader.fixed(2);
+  page.count = reader.u32();
+  const auto body_bytes = reader.u32();
+  page.crc = reader.u32();
+  if (reader.failed() || magic != kMagic || zero != 0 || body_bytes != reader.left())
+    return cairn::fail(Errc::kDataLoss, fmt::format("{}: not an index page", what));
+  page.body = reader.raw(body_bytes);
+  if (const auto crc = crc32c(page.body, crc32c(bytes.substr(0, 16))); crc != page.crc)
+    return cairn::fail(Errc::kDataLoss, fmt::format("{}: CRC {:08x}, not {:08x}", what, crc, page.crc));
+  return page;
+}
+
+Result<bool> EntriesBuilder::add(const Entry& entry) {
+  // Encoded against the page so far; undone when it does not fit.
+  std::string bytes;
+  const auto writers = writers_.size();
+  const auto extents = extents_;
+  const auto last_name = last_name_;
+  auto last_shard = last_shard_;
+  std::visit([&](const auto& one) { put(bytes, one); }, entry);
+  const auto size = kHeaderBytes + 10 + writers_.size() * 24 + entries_.size() + bytes.size();
+  if (count_ == 0) {
+    if (size > kEntryBytesMax || extents_ > kExtentsMax)
+      return cairn::fail(Errc::kInvalid,
+                         fmt::format("'{}': {} bytes and {} extents are more than an index entry can have",
+                                     name_in(entry), bytes.size(), extents_));
+  } else if (size > kPageBytes || extents_ > kExtentsMax) {
+    writers_.resize(writers);
+    extents_ = extents;
+    last_name_ = last_name;
+    last_shard_ = std::move(last_shard);
+    return false;
+  }
+  entries_ += bytes;
+  ++count_;
+  return true;
+}
+
+std::string EntriesBuilder::body() const {
+  std::string out;
+  put_varint(out, writers_.size());
+  for (const auto& writer : writers_) {
+    out += writer.owner.view();
+    put_u64(out, writer.nonce);
+  }
+  return out += entries_;
+}
+
+std::size_t EntriesBuilder::writer_number(const ChunkId& chunk) {
+  const Writer writer{.owner = chunk.owner, .nonce = chunk.writer};
+  // Neighbours share their writer, and one page knows few.
+  const auto found = std::ranges::find(writers_, writer);
+  const auto number = static_cast<std::size_t>(found - writers_.begin());
+  if (found == writers_.end()) writers_.push_back(writer);
+  return number;
+}
+
+void EntriesBuilder::put_extents(std::string& out, const std::vector<Extent>& extents) {
+  struct Run {
+    const Extent* first;
+    std::uint32_t count;
+    std::uint32_t last_length;
+  };
+  std::vector<Run> runs;
+  for (const auto& extent : extents) {
+    if (!runs.empty()) {
+      auto& run = runs.back();
+      auto next = *run.first;
+      next.chunk.index += run.count;
+      next.length = extent.length;
+      if (next == extent && next.chunk.index > run.first->chunk.index && run.last_length == run.first->length) {
+        ++run.count;
+        run.last_length = extent.length;
+        continue;
+      }
+    }
+    runs.push_back({.first = &extent, .count = 1, .last_length = extent.length});
+  }
+  put_varint(out, runs.size());
+  for (const auto& run : runs) {
+    put_varint(out, writer_number(run.first->chunk));
+    put_varint(out, run.first->group);
+    put_varint(out, run.first->chunk.index);
+    put_varint(out, run.count);
+    put_varint(out, run.first->offset);
+    put_varint(out, run.first->length);
+    if (run.count > 1) put_varint(out, run.last_length);
+  }
+  extents_ += extents.size();
+}
+
+void EntriesBuilder::put(std::string& out, const ShardEntry& shard) {
+  const bool new_tensor = !last_shard_ || last_shard_->tensor != shard.tensor || last_shard_->dtype != shard.dtype ||
+                          last_shard_->global_shape != shard.global_shape;
+  const bool same_box = !new_tensor && last_shard_->box == shard.box;
+  out += static_cast<char>(static_cast<std::uint8_t>(Kind::kShard) | (new_tensor ? kNewTensor : 0) |
+                           (same_box ? kSameBox : 0) | (shard.holder ? kWithHolder : 0));
+  if (new_tensor) {
+    put_name(out, shard.tensor, last_name_);
+    out += static_cast<char>(shard.dtype);
+    put_varint(out, shard.global_shape.size());
+    for (const auto size : shard.global_shape) put_varint(out, size);
+    last_name_ = shard.tensor;
+    last_shard_ = ShardEntry{.tensor = shard.tensor,
+                             .dtype = shard.dtype,
+                             .global_shape = shard.global_shape,
+                             .box = {},
+                             .holder = {},
+                             .rank = 0,
+                             .crc = 0,
+                             .extents = {}};
+  }
+  if (!same_box) {
+    std::uint64_t mask = 0;
+    for (std::size_t d = 0; d < shard.box.shape.size(); ++d)
+      if (shard.box.offset[d] != 0 || shard.box.shape[d] != shard.global_shape[d]) mask |= 1ull << d;
+    put_varint(out, mask);
+    for (std::size_t d = 0; d < shard.box.shape.size(); ++d)
+      if (mask >> d & 1) put_varint(out, shard.box.offset[d]), put_varint(out, shard.box.shape[d]);
+    last_shard_->box = shard.box;
+  }
+  if (shard.holder) put_varint(out, shard.holder->index), put_varint(out, shard.holder->count);
+  put_varint(out, shard.rank);
+  put_u32(out, shard.crc);
+  put_extents(out, shard.extents);
+}
+
+void EntriesBuilder::put(std::string& out, const BlobEntry& blob) {
+  out += static_cast<char>(Kind::kBlob);
+  put_name(out, blob.name, last_name_);
+  last_name_ = blob.name;
+  put_varint(out, blob.rank);
+  put_varint(out, blob.size);
+  put_u32(out, blob.crc);
+  put_extents(out, blob.extents);
+}
+
+void EntriesBuilder::put(std::string& out, const TokenEntry& token) {
+  out += static_cast<char>(Kind::kToken);
+  put_name(out, token.stream, last_name_);
+  last_name_ = token.stream;
+  put_varint(out, token.rank);
+  put_varint(out, token.bytes.size());
+  out += token.bytes;
+}
+
+void EntriesBuilder::put(std::string& out, const MetaEntry& meta) {
+  out += static_cast<char>(Kind::kMeta);
+  put_name(out, meta.scope, last_name_);
+  last_name_ = meta.scope;
+  put_varint(out, meta.key.size());
+  out += meta.key;
+  put_varint(out, meta.rank);
+  put_varint(out, meta.value.size());
+  out += meta.value;
+}
+
+Result<std::vector<Entry>> entries_in(const Page& page) {
+  return EntriesReader(page).read();
+}
+
+void put_fence(std::string& out, const Fence& fence, std::string_view name_before, std::uint64_t end) {
+  const bool one_name = fence.name == fence.last_name;
+  put_varint(out, fence.offset - end);
+  put_varint(out, fence.size);
+  put_u32(out, fence.crc);
+  out += static_cast<char>(static_cast<std::uint8_t>(fence.kind) | static_cast<std::uint8_t>(fence.last_kind) << 3 |
+                           (fence.bounds ? kBounds : 0) | (one_name ? kOneName : 0));
+  put_name(out, fence.name, name_before);
+  if (!one_name) put_name(out, fence.last_name, fence.name);
+  put_varint(out, fence.entries);
+  put_varint(out, fence.tensors);
+  if (fence.bounds) {
+    put_varint(out, fence.bounds->shape.size());
+    put_box(out, *fence.bounds);
+  }
+}
+
+Result<std::vector<Fence>> fences_in(Reader& reader, std::uint32_t count, std::uint8_t level, std::uint64_t begin,
+                                     std::uint64_t end, std::string_view what) {
+  std::vector<Fence> out;
+  if (count > reader.left()) reader.fail();
+  std::string name;
+  for (std::uint32_t i = 0; i < count && !reader.failed(); ++i) {
+    Fence fence;
+    fence.begin = begin;
+    fence.level = level;
+    const auto between = reader.varint(), size = reader.varint();
+    fence.crc = reader.u32();
+    const auto tag = reader.u8();
+    fence.kind = static_cast<Kind>(tag & 7);
+    fence.last_kind = static_cast<Kind>(tag >> 3 & 7);
+    fence.name = reader.name(name);
+    fence.last_name = tag & kOneName ? fence.name : reader.name(fence.name);
+    fence.entries = reader.varint();
+    fence.tensors = reader.varint();
+    if (tag & kBounds) {
+      const auto dimensions = reader.varint();
+      if (dimensions > kDimensionsMax) reader.fail();
+      if (reader.failed()) break;
+      fence.bounds = whole(Shape(dimensions));
+      for (std::size_t d = 0; d < dimensions; ++d) {
+        fence.bounds->offset[d] = reader.varint(), fence.bounds->shape[d] = reader.varint();
+        std::uint64_t last = 0;
+        if (!add_checked(fence.bounds->offset[d], fence.bounds->shape[d], last)) reader.fail();
+      }
+    }
+    // Pages lie one after the other, so no page is below two fences: reading all costs at most the index's bytes.
+    if (fence.kind < Kind::kShard || fence.last_kind > Kind::kMeta || fence.last_kind < fence.kind ||
+        between > end - begin || size > end - begin - between || size < kHeaderBytes || size > kEntryBytesMax ||
+        (fence.kind == fence.last_kind && fence.last_name < fence.name))
+      reader.fail();
+    if (reader.failed()) break;
+    fence.offset = begin + between;
+    fence.size = static_cast<std::uint32_t>(size);
+    begin = fence.offset + fence.size;
+    name = fence.name;
+    out.push_back(std::move(fence));
+  }
+  if (reader.failed()) return cairn::fail(Errc::kDataLoss, fmt::format("{}: fences do not make sense", what));
+  return out;
+}
+
+}  // namespace cairn::format::pages
