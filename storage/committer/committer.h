@@ -27,7 +27,7 @@ struct PlantedBugs {
 /// Everything that waits meanwhile shares the next round (group commit).
 ///
 /// The mark is a small file outside the index that holds the number of the last synced batch: an index that comes back
-/// older than its mark has lost acknowledged data, and the target is refused.
+/// older than its mark has lost acknowledged data, and the target is refused. Format: mark.h.
 ///
 /// After the first failed write, flush or batch the target is fail-stop: every commit fails, nothing is retried.
 ///
@@ -35,12 +35,13 @@ struct PlantedBugs {
 /// source:  protocol.md 6; ARCHITECTURE.md, "A write"
 class Committer {
  public:
-  /// Reads index sequence and mark, compares them.
+  /// Reads index sequence and mark, compares them, and makes a mark of its own.
   /// errors: kDataLoss  the index is older than its mark, or the mark is damaged
   static Task<std::unique_ptr<Committer>> open(rt::Runtime runtime, Disk& disk, Index& index, PlantedBugs bugs);
   ~Committer();
 
-  /// Durable when it returns ok: all completed writes of `flush_first`, then `batch`, atomically.
+  /// Durable when it returns ok: all completed writes of `flush_first`, then `batch`, atomically. A call whose Task is
+  /// dropped may still be carried out.
   /// errors: kFailed, kNoSpace  the target has failed (fail-stop)
   Task<void> commit(Batch batch, std::vector<std::shared_ptr<File>> flush_first = {});
 
@@ -48,13 +49,15 @@ class Committer {
   void fail_stop(Error why);
   /// Why the target has failed, if it has.
   const std::optional<Error>& failure() const;
+  /// Waits until nothing is queued or under way.
+  Task<void> close();
   std::uint64_t commits() const;  // batches committed since open (metric)
   std::uint64_t rounds() const;   // flush + sync rounds since open (metric)
 
  private:
   struct State;
-  explicit Committer(std::unique_ptr<State> state);
-  std::unique_ptr<State> state_;
+  explicit Committer(std::shared_ptr<State> state);
+  std::shared_ptr<State> state_;
 };
 
 }  // namespace cairn::storage

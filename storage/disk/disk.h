@@ -53,7 +53,7 @@ class Disk {
   virtual Task<void> sync_directory() = 0;
   virtual Task<std::vector<std::string>> list() = 0;  // sorted
   virtual Task<Space> space() = 0;
-  /// Memory that reads and writes will use often; a hint. It must stay mapped as long as this disk and its files live.
+  /// Memory that reads and writes will use often; a hint.
   virtual void register_memory(std::span<std::byte> slab) = 0;
   /// For messages and `/metrics`: "io_uring /d0", "threads /d0", "simulated".
   virtual std::string description() const = 0;

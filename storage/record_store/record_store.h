@@ -39,7 +39,9 @@ struct Transaction {
 /// The log of protocol.md 2 is not needed with one member; table kLog is kept free for it.
 class RecordStore {
  public:
+  static constexpr std::size_t kKeyBytesMax = 4 * 1024;
   static constexpr std::size_t kValueBytesMax = 64 * 1024;
+  static constexpr std::size_t kTransactionBytesMax = 16 * 1024 * 1024;  // keys and values together
 
   static Task<std::unique_ptr<RecordStore>> open(rt::Runtime runtime, Index& index, Committer& committer);
   virtual ~RecordStore() = default;
@@ -48,12 +50,17 @@ class RecordStore {
   virtual void set_epoch(std::uint32_t loss, std::uint64_t epoch_count) = 0;
 
   /// Returns the version written to every put.
-  /// errors: kConflict  names the key whose version differs;  kInvalid  sizes;  kFailed  target fail-stop
+  /// Without puts and deletes it only compares, and returns the version of the group's last change.
+  /// errors: kConflict  names the key whose version differs;  kInvalid  sizes, or a key changed twice
+  ///         kFailed, kNoSpace  target fail-stop: whether it was applied shows after the next open
   virtual Task<Version> apply(Transaction transaction) = 0;
-  /// Sees every transaction that has been answered, and none that has not.
+  /// Sees every transaction that has been answered, and none that has not: reads wait for a commit under way.
+  /// errors: kFailed, kNoSpace  a change of this group failed, so what is durable is not known until the next open
   virtual Task<std::optional<Record>> get(HomeGroup group, std::string key) = 0;
   /// Records with prefix, key > after (empty: all), at most `limit`, in key order.
   virtual Task<std::vector<Record>> scan(HomeGroup group, std::string prefix, std::string after, std::size_t limit) = 0;
+  /// Waits for transactions under way; later calls fail.
+  virtual Task<void> close() = 0;
 };
 
 }  // namespace cairn::storage

@@ -18,9 +18,8 @@ namespace cairn::storage {
 
 /// One data directory: superblock, committer, chunks and records.
 ///
-/// Superblock (file "superblock", 4096 bytes, written by create + flush + rename + directory sync; drawn beside its
-/// codec): magic, format version, oldest version that may read it, target uuid, segment size, incarnation of the last
-/// start, CRC32C.
+/// Superblock (file "superblock", 4096 bytes, written by create + flush + rename + directory sync): superblock.h.
+/// The index carries the target's uuid too, so that an index of another target is not taken for this one's.
 class Target {
  public:
   struct Options {
@@ -28,6 +27,10 @@ class Target {
     PlantedBugs bugs;
   };
   static constexpr std::uint32_t kFormatVersion = 1;
+
+  /// Whether `disk` is a target that this version may open, or empty. Only reads: call it before the index is opened,
+  /// which makes or changes files. errors: as open()
+  static Task<void> check(Disk& disk);
 
   /// Formats an empty directory, else checks the superblock. Every open is a new incarnation (superblock rewritten,
   /// synced). errors: kInvalid   a newer format version, or files that are not ours (nothing is changed)
@@ -43,6 +46,7 @@ class Target {
   virtual Committer& committer() = 0;
   virtual ChunkStore& chunks() = 0;
   virtual RecordStore& records() = 0;
+  /// Waits for operations in flight. Await it before destroying, unless the process dies.
   virtual Task<void> close() = 0;
 };
 

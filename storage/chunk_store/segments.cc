@@ -1,0 +1,325 @@
+#include "storage/chunk_store/segments.h"
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+namespace cairn::storage {
+namespace {
+
+constexpr std::uint64_t kSegmentBytesMin = 4 * kMiB;
+constexpr std::size_t kOpenFilesMax = 512;
+constexpr rt::Duration kSpaceAge = std::chrono::seconds(1);
+
+}  // namespace
+
+std::uint64_t segment_bytes_for(std::uint64_t total_bytes, std::uint64_t wished_bytes) {
+  const auto share = round_down(total_bytes / 32, kSegmentBytesMin);
+  return std::max(kSegmentBytesMin, std::min(wished_bytes, share));
+}
+
+Segments::Segments(rt::Runtime runtime, Disk& disk, Committer& committer, std::uint64_t incarnation,
+                   ChunkStore::Options options, PlantedBugs bugs)
+    : runtime_(runtime),
+      disk_(disk),
+      committer_(committer),
+      incarnation_(incarnation),
+      options_(options),
+      bugs_(bugs),
+      created_(runtime.loop),
+      wake_cleaner_(runtime.loop),
+      scope_(runtime.loop) {}
+
+Task<std::unique_ptr<Segments>> Segments::open(rt::Runtime runtime, Disk& disk, Committer& committer,
+                                               std::uint64_t incarnation, ChunkStore::Options options,
+                                               PlantedBugs bugs) {
+  std::unique_ptr<Segments> self(new Segments(runtime, disk, committer, incarnation, options, bugs));
+  CO_CHECK_OK(co_await self->refresh_space());
+  CO_TRY(auto names, co_await disk.list());
+  for (auto& name : names) {
+    if (!name.starts_with(kSegmentPrefix)) continue;
+    const auto id = parse_segment_name(name);
+    if (!id) co_return fail(Errc::kDataLoss, name + ": not a segment name of this store");
+    if (id->incarnation >= incarnation)
+      co_return fail(Errc::kDataLoss, name + ": made by a later start than " + std::to_string(incarnation) +
+                                          ", which the superblock names: the superblock is an old one");
+    CO_TRY(auto file, co_await disk.open(name));
+    auto segment = std::make_shared<Segment>();
+    segment->id = *id;
+    segment->size = segment->end = file->size();
+    self->segments_.emplace(*id, std::move(segment));
+  }
+  co_return self;
+}
+
+Result<void> Segments::add_live(const Location& location) {
+  auto segment = find(location.segment);
+  if (!segment) return fail(std::move(segment).error());
+  if (location.offset() + location.padded() > (*segment)->size)
+    return fail(Errc::kDataLoss, segment_name(location.segment) + " has " + std::to_string((*segment)->size) +
+                                     " bytes, the chunk ends at " +
+                                     std::to_string(location.offset() + location.padded()));
+  (*segment)->loaded.push_back({location.sector, static_cast<std::uint32_t>(location.padded() / kSectorBytes)});
+  (*segment)->live += location.padded();
+  live_ += location.padded();
+  return {};
+}
+
+Task<void> Segments::settle() {
+  if (bugs_.append_foreign_segment && !segments_.empty()) {
+    auto last = segments_.rbegin()->second;
+    CO_TRY(last->file, co_await disk_.open(segment_name(last->id)));
+    open_files_++;
+    last->end = 0;
+    for (auto& range : last->loaded)
+      last->end = std::max(last->end, std::uint64_t{range.sector} * kSectorBytes + range.sectors * kSectorBytes);
+    last->appending = true;
+    active_ = std::move(last);
+  }
+  for (auto& [id, segment] : segments_) {
+    auto ranges = std::exchange(segment->loaded, {});
+    std::ranges::sort(ranges, {}, &Segment::Range::sector);
+    std::uint64_t at = 0;
+    for (auto& range : ranges) {
+      const auto begin = range.sector * kSectorBytes;
+      if (begin < at)
+        co_return fail(Errc::kDataLoss, segment_name(id) + ": two chunks overlap at offset " + std::to_string(begin));
+      if (begin > at) discard({segment, at, begin - at}, std::nullopt);
+      at = begin + range.sectors * kSectorBytes;
+    }
+    // Also an empty file gets its range, so that it is unlinked.
+    if (at < segment->end || segment->size == 0) discard({segment, at, segment->end - at}, std::nullopt);
+  }
+  scope_.spawn(clean(*this));
+  co_return {};
+}
+
+Result<std::shared_ptr<Segment>> Segments::find(SegmentId id) const {
+  const auto found = segments_.find(id);
+  if (found == segments_.end()) return fail(Errc::kDataLoss, segment_name(id) + " is missing");
+  return found->second;
+}
+
+Task<void> Segments::refresh_space() {
+  CO_TRY(space_, co_await disk_.space());
+  space_at_ = runtime_.loop.now();
+  co_return {};
+}
+
+Task<Space> Segments::space() {
+  if (!space_at_ || runtime_.loop.now() - *space_at_ >= kSpaceAge) CO_CHECK_OK(co_await refresh_space());
+  co_return space_;
+}
+
+Task<Extent> Segments::reserve(std::uint64_t size) {
+  assert(size > 0 && size % kSectorBytes == 0);
+  for (;;) {
+    if (stopping_) co_return fail(Errc::kUnavailable, "the chunk store is closing");
+    if (active_ && active_->size - active_->end >= size) {
+      Extent extent{active_, active_->end, size};
+      active_->end += size;
+      active_->reserved += size;
+      reserved_ += size;
+      // Ahead of need, so that uploads do not wait for the allocation; not where space is scarce.
+      if (!next_ && !creating_ && active_->size - active_->end < active_->size / 4 &&
+          space_.free_bytes / 4 > options_.segment_bytes + options_.ballast_bytes)
+        start_creating(options_.segment_bytes);
+      co_return extent;
+    }
+    if (next_) {
+      if (active_) retire(std::exchange(active_, nullptr));
+      if (next_->size >= size)
+        active_ = std::exchange(next_, nullptr);
+      else
+        retire(std::exchange(next_, nullptr));
+      continue;
+    }
+    if (!creating_) start_creating(size);
+    while (creating_) co_await created_.wait();
+    // The failure of a larger one says nothing about this size.
+    if (!next_ && create_error_ && create_size_ <= size) co_return fail(*create_error_);
+  }
+}
+
+void Segments::start_creating(std::uint64_t size_min) {
+  creating_ = true;
+  create_size_ = size_min;
+  create_error_.reset();
+  scope_.spawn(create(*this, size_min), [this](Result<void> created) {
+    creating_ = false;
+    if (!created) create_error_ = std::move(created).error();
+    created_.notify_all();
+  });
+}
+
+Task<void> Segments::create(Segments& self, std::uint64_t size_min) {
+  CO_CHECK_OK(co_await self.refresh_space());
+  const auto free = self.space_.free_bytes, ballast = self.options_.ballast_bytes;
+  const auto usable = free > ballast ? round_down(free - ballast, kSectorBytes) : 0;
+  auto size = std::min(std::max(self.options_.segment_bytes, size_min), usable);
+  const auto full = fail(Errc::kNoSpace, "disk full: " + std::to_string(free) + " bytes free, of which " +
+                                             std::to_string(ballast) + " are kept for deletes and the index");
+  if (size < size_min) co_return full;
+
+  auto segment = std::make_shared<Segment>();
+  for (;;) {
+    segment->id = {self.incarnation_, self.next_number_++};
+    auto file = co_await self.disk_.create(segment_name(segment->id), size);
+    if (file) {
+      segment->file = *std::move(file);
+      break;
+    }
+    // Free space that a file system reports is not always there to be had: smaller, before giving up.
+    const auto smaller = std::max(size_min, round_down(size / 2, kSectorBytes));
+    if (file.error().code != Errc::kNoSpace || smaller == size)
+      co_return fail(std::move(file).error().with(segment_name(segment->id)));
+    size = smaller;
+  }
+  // Before the first index entry that names the segment.
+  auto synced = co_await self.disk_.sync_directory();
+  if (!synced) {
+    auto error = std::move(synced).error().with("directory sync for " + segment_name(segment->id));
+    self.committer_.fail_stop(error);
+    co_return fail(std::move(error));
+  }
+  segment->size = size;
+  segment->appending = true;
+  self.segments_.emplace(segment->id, segment);
+  self.open_files_++;
+  self.limit_open_files();
+  self.next_ = std::move(segment);
+  co_return {};
+}
+
+void Segments::retire(std::shared_ptr<Segment> segment) {
+  segment->appending = false;
+  const auto end = std::exchange(segment->end, segment->size);
+  // Also when nothing is left: a dead segment is unlinked where its last range is handled.
+  discard({segment, end, segment->size - end}, std::nullopt);
+}
+
+/// An active segment that holds nothing any more, and much of which has been used: better a new one.
+void Segments::retire_if_dead() {
+  if (active_ && active_->live == 0 && active_->reserved == 0 && active_->end > active_->size / 2)
+    retire(std::exchange(active_, nullptr));
+}
+
+void Segments::make_live(const Extent& extent) {
+  assert(extent.segment->reserved >= extent.size);
+  extent.segment->reserved -= extent.size;
+  reserved_ -= extent.size;
+  extent.segment->live += extent.size;
+  live_ += extent.size;
+}
+
+void Segments::give_up(const Extent& extent) {
+  assert(extent.segment->reserved >= extent.size);
+  extent.segment->reserved -= extent.size;
+  reserved_ -= extent.size;
+  discard(extent, std::nullopt);
+  retire_if_dead();
+}
+
+void Segments::make_dead(const Extent& extent, const ChunkId& id) {
+  assert(extent.segment->live >= extent.size);
+  extent.segment->live -= extent.size;
+  live_ -= extent.size;
+  discard(extent, id);
+  retire_if_dead();
+}
+
+void Segments::discard(Extent extent, std::optional<ChunkId> id) {
+  extent.segment->garbage++;
+  garbage_.push_back({std::move(extent), std::move(id)});
+  wake_cleaner_.notify_all();
+}
+
+void Segments::unpin(const ChunkId& id) {
+  const auto pin = pins_.find(id);
+  if (--pin->second > 0) return;
+  pins_.erase(pin);
+  wake_cleaner_.notify_all();
+}
+
+Task<std::shared_ptr<File>> Segments::file_of(std::shared_ptr<Segment> segment) {
+  segment->last_used = ++uses_;
+  if (segment->file) co_return segment->file;
+  auto opened = co_await disk_.open(segment_name(segment->id));
+  if (!opened) co_return fail(std::move(opened).error().with(segment_name(segment->id)));
+  if (!segment->file) {  // another reader may have been faster
+    segment->file = *opened;
+    open_files_++;
+    limit_open_files();
+  }
+  co_return *std::move(opened);
+}
+
+void Segments::limit_open_files() {
+  while (open_files_ > kOpenFilesMax) {
+    Segment* oldest = nullptr;
+    for (auto& [id, segment] : segments_)
+      if (segment->file && !segment->appending && segment->reserved == 0 &&
+          (oldest == nullptr || segment->last_used < oldest->last_used))
+        oldest = segment.get();
+    if (oldest == nullptr) return;
+    oldest->file.reset();  // operations on it hold it
+    open_files_--;
+  }
+}
+
+Task<void> Segments::punch(Extent extent) {
+  if (extent.size == 0) co_return {};
+  CO_TRY(auto file, co_await file_of(extent.segment));
+  co_return co_await file->punch(extent.offset, extent.size);
+}
+
+/// One at a time: a background task must not crowd out the foreground.
+Task<void> Segments::clean(Segments& self) {
+  while (!self.stopped()) {
+    bool progress = false, unlinked_some = false;
+    for (auto left = self.garbage_.size(); left > 0 && !self.stopped(); --left) {
+      auto garbage = std::move(self.garbage_.front());
+      self.garbage_.pop_front();
+      if (garbage.id && self.pins_.contains(*garbage.id)) {
+        self.garbage_.push_back(std::move(garbage));
+        continue;
+      }
+      progress = true;
+      auto segment = garbage.extent.segment;
+      if (!segment->dead()) {
+        auto punched = co_await self.punch(garbage.extent);
+        if (!punched)  // the next open finds the range again
+          self.runtime_.log.write(rt::Level::kWarning, "punch_failed",
+                                  {{"segment", segment_name(segment->id)},
+                                   {"offset", std::to_string(garbage.extent.offset)},
+                                   {"bytes", std::to_string(garbage.extent.size)},
+                                   {"reason", punched.error().message}});
+      }
+      if (--segment->garbage > 0 || !segment->dead() || self.stopped()) continue;
+      if (segment->file) self.open_files_--;
+      segment->file.reset();
+      self.segments_.erase(segment->id);
+      auto unlinked = co_await self.disk_.unlink(segment_name(segment->id));
+      unlinked_some = true;
+      if (!unlinked)
+        self.runtime_.log.write(rt::Level::kWarning, "unlink_failed",
+                                {{"segment", segment_name(segment->id)}, {"reason", unlinked.error().message}});
+    }
+    if (unlinked_some) {  // a file system keeps the space until the name is gone for good
+      auto synced = co_await self.disk_.sync_directory();
+      if (!synced) self.committer_.fail_stop(std::move(synced).error().with("directory sync after unlinking segments"));
+    }
+    if (!progress && !self.stopped()) co_await self.wake_cleaner_.wait();
+  }
+  co_return {};
+}
+
+Task<void> Segments::close() {
+  stopping_ = true;
+  wake_cleaner_.notify_all();
+  created_.notify_all();
+  CO_CHECK_OK(co_await scope_.join());
+  co_return {};
+}
+
+}  // namespace cairn::storage
