@@ -180,7 +180,7 @@ Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped
 
 namespace {
 
-std::string_view name_of(wire::Method method) {
+std::string_view words_of(wire::Method method) {
   switch (method) {
     case wire::Method::kMap:
       return "map";
@@ -243,7 +243,7 @@ Task<Session::Reply> Session::record_call(wire::Method method, HomeGroup group, 
   Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
     return send_call(std::move(channel), method, std::move(stamped), deadline);
   };
-  co_return co_await repeat(std::string(name_of(method)), 0, Stamped::kRecords, group, std::move(request),
+  co_return co_await repeat(std::string(words_of(method)), 0, Stamped::kRecords, group, std::move(request),
                             std::move(send), deadline);
 }
 
@@ -251,7 +251,7 @@ Task<Session::Reply> Session::plain_call(wire::Method method, std::string reques
   Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
     return send_call(std::move(channel), method, std::move(stamped), deadline);
   };
-  co_return co_await repeat(std::string(name_of(method)), 0, Stamped::kNo, 0, std::move(request), std::move(send),
+  co_return co_await repeat(std::string(words_of(method)), 0, Stamped::kNo, 0, std::move(request), std::move(send),
                             deadline);
 }
 
