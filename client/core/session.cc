@@ -178,72 +178,12 @@ Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped
   }
 }
 
-namespace {
-
-std::string_view words_of(wire::Method method) {
-  switch (method) {
-    case wire::Method::kMap:
-      return "map";
-    case wire::Method::kBucketCreate:
-      return "create bucket";
-    case wire::Method::kBucketShow:
-      return "show bucket";
-    case wire::Method::kBucketList:
-      return "list buckets";
-    case wire::Method::kBucketRemove:
-      return "remove bucket";
-    case wire::Method::kObjectBegin:
-      return "begin object";
-    case wire::Method::kObjectSeal:
-      return "seal object";
-    case wire::Method::kObjectStat:
-      return "stat object";
-    case wire::Method::kObjectList:
-      return "list objects";
-    case wire::Method::kObjectRemove:
-      return "remove object";
-    case wire::Method::kOpenRun:
-      return "open run";
-    case wire::Method::kBegin:
-      return "begin save";
-    case wire::Method::kSeal:
-      return "seal";
-    case wire::Method::kCommit:
-      return "commit";
-    case wire::Method::kAbort:
-      return "abort";
-    case wire::Method::kHeartbeat:
-      return "heartbeat";
-    case wire::Method::kAttemptStatus:
-      return "attempt status";
-    case wire::Method::kStepOpen:
-      return "open step";
-    case wire::Method::kStepList:
-      return "list steps";
-    case wire::Method::kStepRemove:
-      return "remove step";
-    case wire::Method::kRunList:
-      return "list runs";
-    case wire::Method::kRunActivity:
-      return "run activity";
-    case wire::Method::kPutChunk:
-      return "put chunk";
-    case wire::Method::kReadRanges:
-      return "read";
-    case wire::Method::kNone:
-      break;
-  }
-  return "call";
-}
-
-}  // namespace
-
 Task<Session::Reply> Session::record_call(wire::Method method, HomeGroup group, std::string request,
                                           rt::TimePoint deadline) {
   Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
     return send_call(std::move(channel), method, std::move(stamped), deadline);
   };
-  co_return co_await repeat(std::string(words_of(method)), 0, Stamped::kRecords, group, std::move(request),
+  co_return co_await repeat(std::string(wire::name_of(method)), 0, Stamped::kRecords, group, std::move(request),
                             std::move(send), deadline);
 }
 
@@ -251,7 +191,7 @@ Task<Session::Reply> Session::plain_call(wire::Method method, std::string reques
   Send send = [method, deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
     return send_call(std::move(channel), method, std::move(stamped), deadline);
   };
-  co_return co_await repeat(std::string(words_of(method)), 0, Stamped::kNo, 0, std::move(request), std::move(send),
+  co_return co_await repeat(std::string(wire::name_of(method)), 0, Stamped::kNo, 0, std::move(request), std::move(send),
                             deadline);
 }
 
