@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bench/checkpoint/workload.h"
+
+namespace cairn::bench {
+
+struct CheckpointOptions {
+  std::string model = "8b";
+  double scale = 0;         // of every element count; 0: from bytes
+  std::uint64_t bytes = 0;  // total size, another way to say scale
+  std::uint32_t ranks = 4;
+  std::optional<Parallelism> layout;
+  std::uint32_t rounds = 5;         // measured, after one that is reported apart
+  std::string mode = "restore";     // save | restore | reshard | async
+  std::uint32_t restore_ranks = 0;  // reshard; 0: as many
+  Content content = Content::kWeights;
+  std::vector<std::string> peers;  // files, odirect
+  std::string data, server, transport = "auto";
+  std::string daemon_program;
+  std::vector<std::string> daemon_flags;
+  std::uint64_t arena_bytes = 256ull << 20;
+  std::uint32_t chunk_bytes = 16u << 20, chunks_in_flight = 4, connections = 1;
+  std::uint64_t seed = 1;
+  bool json = false;
+};
+
+/// Runs the benchmark and prints it. Returns the exit code.
+int run_checkpoint(const CheckpointOptions& options);
+
+}  // namespace cairn::bench

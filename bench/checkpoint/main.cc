@@ -1,0 +1,89 @@
+// cairn-bench: load generator and benchmarks, through the public client only.
+
+#include <unistd.h>
+#include <CLI/CLI.hpp>
+#include <filesystem>
+
+#include "bench/checkpoint/checkpoint.h"
+
+namespace {
+
+std::string beside_this_program(const char* name) {
+  char self[4096] = {};
+  const auto n = readlink("/proc/self/exe", self, sizeof self - 1);
+  return n > 0 ? (std::filesystem::path(self).parent_path() / name).string() : name;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  using namespace cairn::bench;
+  CLI::App app{"Benchmarks for Cairn. Every figure stands beside plain files or the disk itself in the same run."};
+  app.require_subcommand(1);
+  CheckpointOptions o;
+  o.daemon_program = beside_this_program("cairnd");
+  std::string layout, content = "weights", peers;
+  auto* checkpoint =
+      app.add_subcommand("checkpoint", "Save and restore a sharded checkpoint with several rank processes");
+  checkpoint->footer(
+      "Example: cairn-bench checkpoint --bytes 4GiB --ranks 4 --data /data/bench --peer files,odirect --json");
+  checkpoint->add_option("--model", o.model, "8b, 70b, 405b or 1t (MLPerf Storage)")
+      ->check(CLI::IsMember({"8b", "70b", "405b", "1t"}))
+      ->capture_default_str();
+  auto* scale =
+      checkpoint->add_option("--scale", o.scale, "factor on every element count")->check(CLI::Range(1e-9, 100.0));
+  auto* bytes =
+      checkpoint->add_option("--bytes", o.bytes, "total size, instead of --scale")->transform(CLI::AsSizeValue(false));
+  bytes->excludes(scale);
+  checkpoint->add_option("--ranks", o.ranks, "rank processes")->check(CLI::Range(1, 256))->capture_default_str();
+  checkpoint->add_option("--layout", layout, "tensor,pipeline,data parallel; their product is the number of ranks");
+  checkpoint->add_option("--rounds", o.rounds, "measured rounds, after a first one that is reported apart")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  checkpoint->add_option("--mode", o.mode, "what to measure")
+      ->check(CLI::IsMember({"save", "restore", "reshard", "async"}))
+      ->capture_default_str();
+  checkpoint->add_option("--restore-ranks", o.restore_ranks, "reshard: ranks that restore, each a range of columns");
+  checkpoint->add_option("--content", content, "weights or random")
+      ->check(CLI::IsMember({"weights", "random"}))
+      ->capture_default_str();
+  checkpoint->add_option("--peer", peers, "files,odirect: the same bytes by as many processes, in every round");
+  auto* data = checkpoint->add_option("--data", o.data, "folder for a daemon of its own, and for the peers' files");
+  auto* server = checkpoint->add_option("--server", o.server, "a running daemon, HOST:PORT");
+  data->excludes(server);
+  checkpoint->add_option("--transport", o.transport, "auto, tcp or unix")
+      ->check(CLI::IsMember({"auto", "tcp", "unix"}))
+      ->capture_default_str();
+  checkpoint->add_option("--arena", o.arena_bytes, "staging memory of a rank")->transform(CLI::AsSizeValue(false));
+  checkpoint->add_option("--chunk", o.chunk_bytes, "bytes of a chunk")->transform(CLI::AsSizeValue(false));
+  checkpoint->add_option("--in-flight", o.chunks_in_flight, "chunks on their way at once, per rank");
+  checkpoint->add_option("--connections", o.connections, "connections for bulk data, per rank");
+  checkpoint->add_option("--daemon-flag", o.daemon_flags, "passed to the own daemon; may be repeated")
+      ->allow_extra_args(false);
+  checkpoint->add_option("--seed", o.seed, "of the content");
+  checkpoint->add_flag("--json", o.json, "one JSON object instead of a table");
+  CLI11_PARSE(app, argc, argv);
+
+  const auto usage = [](const std::string& what) {
+    std::cerr << "cairn-bench checkpoint: " << what << "\n";
+    return 2;
+  };
+  if (o.scale == 0 && o.bytes == 0) return usage("give --scale or --bytes");
+  if (o.data.empty() && o.server.empty()) return usage("give --data DIR (starts a daemon there) or --server HOST:PORT");
+  if (!layout.empty()) {
+    Parallelism p;
+    if (std::sscanf(layout.c_str(), "%u,%u,%u", &p.tensor, &p.pipeline, &p.data) != 3 || p.ranks() != o.ranks)
+      return usage("--layout " + layout + ": three numbers whose product is --ranks " + std::to_string(o.ranks));
+    o.layout = p;
+  }
+  for (std::size_t at = 0; at < peers.size();) {
+    const auto comma = std::min(peers.find(',', at), peers.size());
+    const auto name = peers.substr(at, comma - at);
+    if (name != "files" && name != "odirect") return usage("--peer " + name + ": files or odirect");
+    o.peers.push_back(name);
+    at = comma + 1;
+  }
+  if (!o.peers.empty() && o.data.empty()) return usage("--peer needs --data DIR for the files");
+  o.content = content == "random" ? Content::kRandom : Content::kWeights;
+  return run_checkpoint(o);
+}
