@@ -20,7 +20,7 @@ find proto storage server client -name '*.h' -o -name '*.cc' 2> /dev/null | LC_A
       ["sockets", qr{<(sys/socket|sys/un|netinet/\w+|arpa/inet|netdb|sys/epoll|poll)\.h>|(?<![\w.>:])::(socket|connect|bind|listen|accept4?|send(to|msg)?|recv(from|msg)?)\s*\(},
        $adaptors, "rt::Net"],
       ["files", qr{\bstd::filesystem\b|<filesystem>|<fstream>|\bstd::[io]?fstream\b|<(fcntl|unistd|dirent|liburing|sys/stat|sys/file)\.h>|(?<![\w.>:])::(open|openat|creat|read|write|pread|pwrite|unlink|rename|mkdir|fsync|fdatasync)\s*\(|\b(fopen|openat2?|pwritev?|preadv?|fdatasync|fsync|io_uring_\w+)\s*\(},
-       $adaptors, "the disk seam"],
+       qr{$adaptors|^storage/index/}, "the disk seam"],
       ["RocksDB", qr{\brocksdb::|<rocksdb/}, qr{^storage/index/}, "the index seam"],
       ["printing", qr{(?<![\w.>])(?:std::)?(?:v?f?printf|puts|fputs|putchar|perror)\s*\(|\bfmt::print\b|<fmt/printf|\bstd::(cout|cerr|clog)\b|<iostream>},
        $adaptors, "rt::Log, Result"],
