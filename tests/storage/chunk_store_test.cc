@@ -427,6 +427,30 @@ TEST_CASE("chunk_store: at open, what no index entry names is given back", "[sto
   CHECK(e.holds(chunk(9), pattern(9, 65536)));
 }
 
+TEST_CASE("chunk_store: a write that outlives its process meets no chunk of the next one", "[storage]") {
+  const bool planted = GENERATE(false, true);
+  PlantedBugs bugs;
+  bugs.append_foreign_segment = planted;
+  Engine e(std::make_unique<SimMachine>(), Engine::small(bugs));
+  e.open();
+  REQUIRE(e.put(chunk(0), pattern(0, 65536)));
+  auto& image = e.sim().image;
+  image.faults.slow = 1;
+  std::unique_ptr<ChunkStore::Upload> upload;
+  const auto writes = image.counts.writes;
+  e.sim().node.spawn(first_piece_only(e.chunks(), e.units(), chunk(1), pattern(1, 65536), upload));
+  REQUIRE(e.sim().world.run_until([&] { return image.counts.writes > writes; },
+                                  e.sim().world.now() + std::chrono::hours(1)));
+  e.crash(sim::Death::kProcess);  // its write is on the way to the disk
+  upload.reset();
+  image.faults.slow = 0;
+  e.open();
+  REQUIRE(e.put(chunk(2), pattern(2, 65536)));
+  e.sim().world.run_for(std::chrono::seconds(5));
+  CHECK(e.holds(chunk(0), pattern(0, 65536)));
+  CHECK(e.holds(chunk(2), pattern(2, 65536)) == !planted);
+}
+
 TEST_CASE("chunk_store: index entries that contradict the segments are refused at open", "[storage]") {
   Engine e("sim");
   e.open();
