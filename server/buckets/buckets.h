@@ -1,0 +1,67 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+#include "storage/record_store/record_store.h"
+
+namespace cairn::wire {
+class BucketCreate;
+class BucketInfo;
+class BucketList;
+class BucketListReply;
+class BucketRemove;
+class BucketShow;
+class Empty;
+}  // namespace cairn::wire
+
+namespace cairn::server {
+
+/// Buckets, and the right to add something to one. The bucket's record and what is in it lie in different home groups,
+/// which no transaction spans; a Use keeps the bucket from being removed while something is added.
+///
+/// Threads: the loop.
+class Buckets {
+  struct State;
+
+ public:
+  Buckets(rt::Runtime runtime, storage::RecordStore& records) : runtime_(runtime), records_(records) {}
+
+  /// errors: kInvalid  name or policy;  kExists
+  Task<wire::Empty> create(wire::BucketCreate request);
+  /// errors: kNotFound
+  Task<wire::BucketInfo> show(wire::BucketShow request);
+  /// All, by name.
+  Task<wire::BucketListReply> list(wire::BucketList request);
+  /// Removes an empty bucket: one without objects, steps and open attempts. Records of its runs go with it.
+  /// errors: kNotFound;  kConflict  names something that is in it
+  Task<wire::Empty> remove(wire::BucketRemove request);
+
+  class Use {
+   public:
+    Use(Use&& other) noexcept = default;
+    Use& operator=(Use&&) = delete;
+    ~Use();
+
+   private:
+    friend class Buckets;
+    explicit Use(std::shared_ptr<State> state);
+    std::shared_ptr<State> state_;
+  };
+  /// Hold it from before the decision until the transaction has been answered.
+  /// errors: kInvalid  name;  kNotFound
+  Task<Use> use(std::string bucket);
+
+ private:
+  Task<void> check_empty(std::string bucket);
+  Task<void> forget_runs(std::string bucket);
+
+  rt::Runtime runtime_;
+  storage::RecordStore& records_;
+  std::map<std::string, std::weak_ptr<State>> in_use_;
+};
+
+}  // namespace cairn::server

@@ -1,0 +1,189 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+#include "proto/rt/unit_pool.h"
+#include "server/buckets/buckets.h"
+#include "server/checkpoints/save_bugs.h"
+#include "server/coordinator/coordinator.h"
+#include "server/records/owners.h"
+#include "server/records/records.h"
+#include "storage/target/target.h"
+
+namespace cairn::wire {
+class Abort;
+class AttemptStatus;
+class AttemptStatusReply;
+class Begin;
+class BeginReply;
+class Commit;
+class Heartbeat;
+class OpenRun;
+class OpenRunReply;
+class RunActivity;
+class RunActivityReply;
+class RunList;
+class RunListReply;
+class Seal;
+class StepInfo;
+class StepList;
+class StepListReply;
+class StepOpen;
+class StepRemove;
+class StepRemoveReply;
+}  // namespace cairn::wire
+namespace cairn::records {
+class Attempt;
+class Run;
+class Step;
+}  // namespace cairn::records
+
+namespace cairn::server {
+
+/// Runs, save attempts and steps. What decides lies in records and is compared in transactions; memory holds only what
+/// may be lost with the process: who was heard when, and what was read before.
+///
+/// Threads:  the loop; calls overlap.
+/// Lifetime: what it is given outlives it; no call may run when it is destroyed. Merges under way are cut off by the
+///           destructor; start() of the next process does them again.
+/// source:   protocol.md 4, 8; ARCHITECTURE.md, "A save"
+class Checkpoints {
+ public:
+  struct Options {
+    rt::Duration rank_silence_max = std::chrono::seconds(30);  // of an unsealed rank that has joined
+    rt::Duration join_max = std::chrono::minutes(10);          // from the first begin to every rank's
+    rt::Duration check_every = std::chrono::seconds(1);
+    rt::Duration failed_kept = std::chrono::hours(1);         // status of failed attempts
+    rt::Duration status_wait_max = std::chrono::seconds(30);  // of one long poll
+    std::uint32_t world_size_max = 4096;                      // the writers of a step must fit in its record
+    std::uint64_t merge_memory_bytes = 256 * kMiB;            // all merges together
+    std::uint32_t index_chunk_bytes = 4 * kMiB;               // a multiple of the unit size
+    SaveBugs bugs;
+  };
+  Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units, const Coordinator& coordinator,
+              Buckets& buckets, Owners& owners, Options options);
+  ~Checkpoints();
+
+  /// Finds the attempts that an earlier process left; merges those that are fully sealed. Before any call.
+  Task<void> start();
+  /// Fails attempts with silent ranks and forgets old failures. Runs for ever.
+  Task<void> watch();
+
+  // ---- Runs ----
+  /// errors: kFenced   a past launch: names both;  kNotFound  no bucket, or no such step to resume from
+  ///         kConflict the launch was told another step before
+  Task<wire::OpenRunReply> open_run(wire::OpenRun request);
+  Task<wire::RunListReply> run_list(wire::RunList request);
+  Task<wire::RunActivityReply> run_activity(wire::RunActivity request);
+
+  // ---- Attempts: named by owner after begin ----
+  /// errors: kFenced   not the launch and run_epoch that has the run: names both
+  ///         kInvalid  another world size, or other options, than the attempt has: names both
+  ///         kExists   the step is committed, and overwrite was not said
+  Task<wire::BeginReply> begin(wire::Begin request);
+  /// May be repeated. errors: kFenced;  kConflict  sealed before with another manifest;  what the attempt failed of
+  Task<wire::Empty> seal(wire::Seal request);
+  /// Answers when the step is committed. May be repeated.
+  /// errors: kConflict  names ranks that have not sealed;  kFenced;  what the attempt failed of
+  Task<wire::Empty> commit(wire::Commit request);
+  Task<wire::Empty> abort(wire::Abort request);
+  /// errors: what the attempt failed of;  kNotFound
+  Task<wire::Empty> heartbeat(wire::Heartbeat request);
+  /// Waits for the end of the attempt, at most as long as the request says.
+  Task<wire::AttemptStatusReply> status(wire::AttemptStatus request);
+
+  // ---- Steps ----
+  Task<wire::StepInfo> step_open(wire::StepOpen request);
+  Task<wire::StepListReply> step_list(wire::StepList request);
+  Task<wire::StepRemoveReply> step_remove(wire::StepRemove request);
+
+  struct Stats {
+    std::uint64_t open = 0, merging = 0;      // attempts, now
+    std::uint64_t committed = 0, failed = 0;  // since start
+  };
+  Stats stats() const;
+
+ private:
+  enum class Phase { kOpen, kMerging, kEnded };
+  /// An open attempt, and what is known of its ranks since this process knows it.
+  struct Live {
+    explicit Live(rt::Loop& loop) : changed(loop) {}
+    std::string bucket, run;
+    OwnerId owner;
+    RunEpoch run_epoch;
+    std::string launch;  // text
+    std::string job;
+    std::uint64_t restart = 0;
+    std::uint64_t step = 0;
+    std::uint32_t world_size = 0;
+    bool explicit_commit = false;
+    rt::TimePoint began;
+    std::map<std::uint32_t, rt::TimePoint> heard;  // ranks that have joined
+    std::set<std::uint32_t> sealed;
+    Phase phase = Phase::kOpen;
+    bool failing = false;
+    rt::Signal changed;  // the phase
+
+    std::string name() const;
+    bool all_sealed() const { return sealed.size() == world_size; }
+  };
+  using LivePtr = std::shared_ptr<Live>;
+
+  struct Found;
+  Task<Found> find(std::string bucket, std::string run, OwnerId owner);
+  /// Always an error: what the attempt failed of, or kNotFound.
+  Task<void> why_ended(OwnerId owner);
+  /// errors: kFenced  another launch has the run by now
+  Task<Loaded<records::Run>> run_of(const Found& found, std::string bucket, std::string run);
+  LivePtr find_live(const OwnerId& owner) const;
+  LivePtr ensure_live(const records::Attempt& attempt, std::string bucket, std::string run);
+  static Task<void> ended(LivePtr live);
+
+  Task<void> resume_attempts();
+  Task<void> resume_attempt(std::string bucket, std::string run, Loaded<records::Attempt> attempt);
+  Task<void> remember_failed();
+  Task<void> forget_failed();
+  std::optional<Error> overdue(const Live& live) const;
+  void fail_those(const std::function<std::optional<Error>(const Live&)>& why_of);
+  void spawn_fail(const LivePtr& live, Error why);
+  Task<void> fail_attempt(LivePtr live, Error why);
+  Task<void> erase_seals(OwnerId owner);
+  void end(const LivePtr& live);
+
+  Task<void> add_discards(std::string bucket, std::string run, std::uint64_t after, Edit& edit);
+  Task<std::optional<storage::Record>> highest_step(std::string bucket, std::string run);
+
+  void rank_sealed(const LivePtr& live, std::uint32_t rank);
+  void start_merge(const LivePtr& live);
+  struct Merged;
+  Task<void> merge_and_commit(LivePtr live);
+  Task<void> merge(LivePtr live, std::shared_ptr<Merged> out);
+  Task<void> store_index(LivePtr live, std::shared_ptr<Merged> merged);
+  Task<void> commit_step(LivePtr live, std::shared_ptr<Merged> merged);
+
+  rt::Runtime runtime_;
+  storage::Target& target_;
+  storage::RecordStore& records_;
+  rt::UnitPool& units_;
+  const Coordinator& coordinator_;
+  Buckets& buckets_;
+  Owners& owners_;
+  Options options_;
+  std::map<OwnerId, LivePtr> live_;
+  std::map<OwnerId, rt::TimePoint> failed_;  // when they are forgotten
+  std::uint64_t ends_ = 0;                   // so that what was read before an end is not taken for open after it
+  Stats stats_;
+  rt::Semaphore merge_memory_;
+  rt::Scope scope_;
+};
+
+}  // namespace cairn::server

@@ -1,0 +1,17 @@
+#pragma once
+
+namespace cairn::server {
+
+/// Faults that tests plant to prove that the checkers see them. All off in a daemon.
+/// source: protocol.md 10, "Save"
+struct SaveBugs {
+  bool begin_unfenced = false;    // begin compares neither run_epoch nor launch: a stale rank joins the newer launch
+  bool commit_unfenced = false;   // no run_epoch in the commit transaction
+  bool coverage_off = false;      // boxes, holders and tokens are not proved
+  bool commit_early = false;      // commit when one rank has not sealed yet
+  bool existing_unseen = false;   // an existing chunk id is accepted without comparing length and digest
+  bool absence_is_death = false;  // garbage: no answer, or one after a loss, counts as dead
+  bool ask_once = false;          // garbage: the question is not asked again after the grace time
+};
+
+}  // namespace cairn::server

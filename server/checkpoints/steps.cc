@@ -1,0 +1,149 @@
+#include <algorithm>
+#include <utility>
+
+#include "proto/wire/records.pb.h"
+#include "server/checkpoints/found.h"
+#include "server/records/keys.h"
+
+// Committed steps.
+
+namespace cairn::server {
+namespace {
+
+constexpr std::uint32_t kListMax = 1000;
+constexpr std::size_t kListBytesMax = 512 * 1024;  // half of what a message may have
+constexpr std::size_t kRemovedMax = 10'000;        // in one transaction
+
+Result<void> check_names(const std::string& bucket, const std::string& run) {
+  CHECK_OK(check_bucket_name(bucket));
+  return check_run_name(run);
+}
+
+Result<records::Step> step_of(const storage::Record& record) {
+  records::Step step;
+  CHECK_OK(parse_record(record, step));
+  return step;
+}
+
+/// Hides the step and, in the same transaction, leaves its chunks to the garbage collector.
+/// Where the protection of readers goes: a `deleting` record that names the owner, in place of erasing the owner's
+/// record here.
+Result<void> add_removal(const storage::Record& record, Edit& edit) {
+  TRY(const auto step, step_of(record));
+  auto owner = OwnerId::from_bytes(step.info().owner());
+  if (!owner) return fail(Errc::kDataLoss, "step record: " + owner.error().message);
+  edit.unchanged(record.key, record.version).erase(record.key).erase(owner_key(*owner));
+  return {};
+}
+
+}  // namespace
+
+Task<std::optional<storage::Record>> Checkpoints::highest_step(std::string bucket, std::string run) {
+  return last_of(records_, home_group(bucket, run), step_prefix(bucket, run));
+}
+
+Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::uint64_t after, Edit& edit) {
+  constexpr std::size_t kPage = 64;
+  std::size_t count = 0;
+  for (auto key = step_key(bucket, run, after);;) {
+    CO_TRY(const auto page, co_await records_.scan(home_group(bucket, run), step_prefix(bucket, run), key, kPage));
+    for (const auto& record : page) CO_CHECK_OK(add_removal(record, edit));
+    if ((count += page.size()) > kRemovedMax)
+      co_return fail(Errc::kInvalid, "more than " + std::to_string(kRemovedMax) + " steps to remove at once");
+    if (page.size() < kPage) co_return {};
+    key = page.back().key;
+  }
+}
+
+Task<wire::StepInfo> Checkpoints::step_open(wire::StepOpen request) {
+  const auto& bucket = request.bucket();
+  const auto& run_name = request.run();
+  CO_CHECK_OK(check_names(bucket, run_name));
+  const auto group = home_group(bucket, run_name);
+  const auto what = "run '" + bucket + "/" + run_name + "'";
+  std::optional<storage::Record> record;
+  if (request.has_step()) {
+    CO_TRY(record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
+  } else {
+    for (;;) {
+      CO_TRY(const auto before, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
+      CO_TRY(record, co_await highest_step(bucket, run_name));
+      // Every change of the steps changes the run's record: an equal version means that one state was seen.
+      CO_TRY(const auto after, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
+      if (before.version == after.version) break;
+    }
+  }
+  if (!record) {
+    CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
+    co_return fail(Errc::kNotFound, request.has_step()
+                                        ? what + ": step " + std::to_string(request.step().step()) + " is not committed"
+                                        : what + " has no committed step");
+  }
+  CO_TRY(auto step, step_of(*record));
+  co_return std::move(*step.mutable_info());
+}
+
+Task<wire::StepListReply> Checkpoints::step_list(wire::StepList request) {
+  const auto& bucket = request.bucket();
+  const auto& run_name = request.run();
+  CO_CHECK_OK(check_names(bucket, run_name));
+  CO_CHECK_OK(co_await buckets_.use(bucket));
+  const auto group = home_group(bucket, run_name);
+  CO_TRY(const auto run, co_await records_.get(group, run_key(bucket, run_name)));
+  if (!run) co_return fail(Errc::kNotFound, "run '" + bucket + "/" + run_name + "' does not exist");
+  const auto limit = request.limit() == 0 ? kListMax : std::min(request.limit(), kListMax);
+  constexpr std::size_t kPage = 64;
+  wire::StepListReply reply;
+  auto after = request.has_after() ? step_key(bucket, run_name, request.after().step()) : std::string();
+  for (std::size_t bytes = 0;;) {
+    CO_TRY(const auto page, co_await records_.scan(group, step_prefix(bucket, run_name), after, kPage));
+    for (const auto& record : page) {
+      if (static_cast<std::uint32_t>(reply.steps_size()) == limit || bytes > kListBytesMax) {
+        reply.set_more(true);
+        co_return std::move(reply);
+      }
+      CO_TRY(auto step, step_of(record));
+      bytes += step.info().ByteSizeLong();
+      *reply.add_steps() = std::move(*step.mutable_info());
+    }
+    if (page.size() < kPage) co_return std::move(reply);
+    after = page.back().key;
+  }
+}
+
+Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
+  const auto& bucket = request.bucket();
+  const auto& run_name = request.run();
+  CO_CHECK_OK(check_names(bucket, run_name));
+  const auto what = "remove from run '" + bucket + "/" + run_name + "'";
+  if (request.has_step() == request.has_after())
+    co_return fail(Errc::kInvalid, what + ": name either a step or the step after which all go");
+  CO_CHECK_OK(co_await buckets_.use(bucket));
+  const auto group = home_group(bucket, run_name);
+  const auto key = run_key(bucket, run_name);
+  for (;;) {
+    CO_TRY(const auto run, co_await load<records::Run>(records_, group, key));
+    if (!run.exists()) co_return fail(Errc::kNotFound, what + ": it does not exist");
+    Edit edit(group);
+    // The steps change, so the run's record does.
+    edit.unchanged(key, run.version).put(key, run.value);
+    if (request.has_step()) {
+      CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
+      if (!record)
+        co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) + " is not committed");
+      CO_CHECK_OK(add_removal(*record, edit));
+    } else {
+      CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), edit));
+    }
+    const auto removed = edit.erases() / 2;  // a step and its owner each
+    if (removed == 0) co_return wire::StepRemoveReply();
+    auto done = co_await edit.apply(records_);
+    if (!done && done.error().code == Errc::kConflict) continue;
+    if (!done) co_return fail(std::move(done).error().with(what));
+    wire::StepRemoveReply reply;
+    reply.set_removed(static_cast<std::uint32_t>(removed));
+    co_return std::move(reply);
+  }
+}
+
+}  // namespace cairn::server

@@ -1,0 +1,230 @@
+#include "server/objects/objects.h"
+
+#include <set>
+#include <utility>
+
+#include "proto/common/text.h"
+#include "proto/wire/records.pb.h"
+#include "server/records/keys.h"
+#include "server/records/merged_scan.h"
+#include "server/records/records.h"
+#include "server/records/runs.h"
+
+namespace cairn::server {
+namespace {
+
+constexpr std::uint32_t kListMax = 1000;
+constexpr std::size_t kListBytesMax = 512 * 1024;  // half of what a message may have
+
+std::string name_of(const std::string& bucket, const std::string& key) {
+  return "object '" + bucket + "/" + printable(key) + "'";
+}
+
+Result<void> check_names(const std::string& bucket, const std::string& key) {
+  CHECK_OK(check_bucket_name(bucket));
+  return check_free_name("object", key);
+}
+
+wire::ObjectInfo info_of(const std::string& key, const records::Object& object, bool with_runs) {
+  wire::ObjectInfo info;
+  info.set_key(key);
+  info.set_size(object.size());
+  info.set_crc32c(object.crc32c());
+  info.set_owner(object.owner());
+  if (with_runs) *info.mutable_runs() = object.runs();
+  info.set_created_unix_nanos(object.created_unix_nanos());
+  return info;
+}
+
+/// errors: kDataLoss  the record's owner id
+Result<void> erase_owner_of(const records::Object& object, Edit& edit) {
+  auto owner = OwnerId::from_bytes(object.owner());
+  if (!owner) return fail(Errc::kDataLoss, "object record: " + owner.error().message);
+  edit.erase(owner_key(*owner));
+  return {};
+}
+
+}  // namespace
+
+Objects::Objects(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Buckets& buckets,
+                 Owners& owners, Options options)
+    : runtime_(runtime),
+      records_(records),
+      coordinator_(coordinator),
+      buckets_(buckets),
+      owners_(owners),
+      options_(options) {}
+
+Task<wire::ObjectBeginReply> Objects::begin(wire::ObjectBegin request) {
+  const auto& bucket = request.bucket();
+  const auto& key = request.key();
+  CO_CHECK_OK(check_names(bucket, key));
+  CO_TRY(const auto use, co_await buckets_.use(bucket));
+  const auto group = home_group(bucket, key);
+  if (request.if_absent()) {
+    CO_TRY(const auto present, co_await records_.get(group, object_key(bucket, key)));
+    if (present) co_return fail(Errc::kExists, name_of(bucket, key) + " exists already");
+  }
+  const auto& map = *coordinator_.map();
+  const auto owner = OwnerId::make(group, map.find(true, group)->loss, runtime_.random.next(), runtime_.random.next());
+  records::Owner record;
+  record.set_kind(records::Owner::UPLOAD);
+  record.set_bucket(bucket);
+  record.set_name(key);
+  Edit edit(group);
+  edit.absent(owner_key(owner)).put(owner_key(owner), record);
+  CO_CHECK_OK(co_await edit.apply(records_));
+  owners_.opened(owner, Owners::Kind::kUpload);
+
+  wire::ObjectBeginReply reply;
+  reply.set_owner(std::string(owner.view()));
+  for (const auto& data : data_groups(*coordinator_.map())) {
+    auto& stamp = *reply.add_data_groups();
+    stamp.set_group(data.group);
+    stamp.set_generation(data.epoch.generation);
+    stamp.set_epoch(data.epoch.count);
+  }
+  co_return std::move(reply);
+}
+
+Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
+  const auto& bucket = request.bucket();
+  const auto& key = request.key();
+  CO_CHECK_OK(check_names(bucket, key));
+  const auto what = "seal " + name_of(bucket, key);
+  CO_TRY(const auto owner, owner_from(request.owner()));
+  const auto group = home_group(bucket, key);
+  if (owner.home_group() != group) co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
+
+  records::Object object;
+  std::uint64_t bytes = 0;
+  std::set<std::uint64_t> writers;
+  for (const auto& run : request.runs()) {
+    CO_TRY(const auto size, check_run(run, owner, what));
+    if (!add_checked(bytes, size, bytes)) co_return fail(Errc::kInvalid, what + ": more than 2^64 bytes");
+    if (coordinator_.map()->find(false, run.group()) == nullptr)
+      co_return fail(Errc::kInvalid, what + ": data group " + std::to_string(run.group()) + " does not exist");
+    writers.insert(run.writer());
+    auto& kept = *object.add_runs();
+    kept = run;
+    kept.clear_owner();  // the record's own
+  }
+  if (bytes != request.size())
+    co_return fail(Errc::kInvalid, what + ": chunks of " + std::to_string(bytes) + " bytes for an object of " +
+                                       std::to_string(request.size()));
+  object.set_owner(request.owner());
+  object.set_size(request.size());
+  object.set_crc32c(request.crc32c());
+  object.set_created_unix_nanos(runtime_.loop.wall_nanos());
+
+  CO_TRY(const auto use, co_await buckets_.use(bucket));
+  for (;;) {
+    CO_TRY(const auto present, co_await load<records::Object>(records_, group, object_key(bucket, key)));
+    if (present.exists() && present.value.owner() == request.owner())
+      co_return info_of(key, present.value, true);  // a repeated seal
+    CO_TRY(auto upload, co_await load<records::Owner>(records_, group, owner_key(owner)));
+    if (!upload.exists() || upload.value.kind() != records::Owner::UPLOAD)
+      co_return fail(Errc::kConflict, what + ": upload " + owner.hex() +
+                                          " is not open: dropped when idle, or sealed and replaced since");
+    if (upload.value.bucket() != bucket || upload.value.name() != key)
+      co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
+    if (request.if_absent() && present.exists()) co_return fail(Errc::kExists, what + ": exists already");
+
+    Edit edit(group);
+    edit.unchanged(owner_key(owner), upload.version).unchanged(object_key(bucket, key), present.version);
+    if (present.exists()) {
+      CO_CHECK_OK(erase_owner_of(present.value, edit));
+    }
+    upload.value.set_kind(records::Owner::OBJECT);
+    upload.value.mutable_writers()->Assign(writers.begin(), writers.end());
+    edit.put(owner_key(owner), upload.value).put(object_key(bucket, key), object);
+    auto done = co_await edit.apply(records_);
+    if (done) break;
+    if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error().with(what));
+    // Another seal or removal of this object came between. This one names no version, so it goes on from there.
+  }
+  owners_.ended(owner);
+  co_return info_of(key, object, true);
+}
+
+Task<wire::ObjectInfo> Objects::stat(wire::ObjectStat request) {
+  const auto& bucket = request.bucket();
+  const auto& key = request.key();
+  CO_CHECK_OK(check_names(bucket, key));
+  CO_TRY(const auto object, co_await load<records::Object>(records_, home_group(bucket, key), object_key(bucket, key)));
+  if (!object.exists()) {
+    CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
+    co_return fail(Errc::kNotFound, name_of(bucket, key) + " does not exist");
+  }
+  co_return info_of(key, object.value, true);
+}
+
+Task<wire::ObjectListReply> Objects::list(wire::ObjectList request) {
+  const auto& bucket = request.bucket();
+  CO_CHECK_OK(co_await buckets_.use(bucket));
+  const auto limit = request.limit() == 0 ? kListMax : std::min(request.limit(), kListMax);
+  const auto prefix = object_prefix(bucket);
+  MergedScan scan(records_, prefix + request.prefix(), request.after().empty() ? "" : prefix + request.after());
+  wire::ObjectListReply reply;
+  for (std::size_t bytes = 0;;) {
+    CO_TRY(auto record, co_await scan.next());
+    if (!record) break;
+    if (static_cast<std::uint32_t>(reply.objects_size()) == limit || bytes > kListBytesMax) {
+      reply.set_more(true);
+      break;
+    }
+    records::Object object;
+    CO_CHECK_OK(parse_record(*record, object));
+    *reply.add_objects() = info_of(record->key.substr(prefix.size()), object, false);
+    bytes += reply.objects(reply.objects_size() - 1).ByteSizeLong();
+  }
+  co_return std::move(reply);
+}
+
+Task<wire::Empty> Objects::remove(wire::ObjectRemove request) {
+  const auto& bucket = request.bucket();
+  const auto& key = request.key();
+  CO_CHECK_OK(check_names(bucket, key));
+  const auto group = home_group(bucket, key);
+  for (;;) {
+    CO_TRY(const auto object, co_await load<records::Object>(records_, group, object_key(bucket, key)));
+    if (!object.exists()) {
+      CO_CHECK_OK(co_await buckets_.use(bucket));
+      co_return fail(Errc::kNotFound, name_of(bucket, key) + " does not exist");
+    }
+    Edit edit(group);
+    edit.unchanged(object_key(bucket, key), object.version).erase(object_key(bucket, key));
+    CO_CHECK_OK(erase_owner_of(object.value, edit));
+    auto done = co_await edit.apply(records_);
+    if (done) break;
+    if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
+  }
+  co_return wire::Empty();
+}
+
+Task<void> Objects::sweep() {
+  for (;;) {
+    co_await runtime_.loop.sleep(options_.sweep_every);
+    if (auto dropped = co_await drop_idle(); !dropped)
+      runtime_.log.write(rt::Level::kWarning, "objects.sweep_failed", {{"error", dropped.error().message}});
+  }
+}
+
+Task<void> Objects::drop_idle() {
+  for (const auto& owner : owners_.idle_uploads(options_.upload_idle_max)) {
+    CO_TRY(const auto upload, co_await load<records::Owner>(records_, owner.home_group(), owner_key(owner)));
+    if (upload.exists() && upload.value.kind() == records::Owner::UPLOAD) {
+      Edit edit(owner.home_group());
+      edit.unchanged(owner_key(owner), upload.version).erase(owner_key(owner));
+      auto done = co_await edit.apply(records_);
+      if (!done && done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
+      if (!done) continue;  // sealed at this moment
+      runtime_.log.write(rt::Level::kInfo, "objects.upload_dropped",
+                         {{"owner", owner.hex()}, {"bucket", upload.value.bucket()}, {"key", upload.value.name()}});
+    }
+    owners_.ended(owner);
+  }
+  co_return {};
+}
+
+}  // namespace cairn::server

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+#include "server/buckets/buckets.h"
+#include "server/coordinator/coordinator.h"
+#include "server/records/owners.h"
+#include "storage/record_store/record_store.h"
+
+namespace cairn::wire {
+class ObjectBegin;
+class ObjectBeginReply;
+class ObjectInfo;
+class ObjectList;
+class ObjectListReply;
+class ObjectRemove;
+class ObjectSeal;
+class ObjectStat;
+}  // namespace cairn::wire
+
+namespace cairn::server {
+
+/// Objects in their simple form: a sealed list of extents under a name. An upload begins by writing its owner's record,
+/// puts chunks, and ends by a seal, which makes the object visible whole, replacing what was there.
+///
+/// Threads:  the loop; calls overlap.
+/// Lifetime: what it is given outlives it; no call may run when it is destroyed.
+/// source:   protocol.md 2, 7; keys in proto/wire/records.proto
+class Objects {
+ public:
+  struct Options {
+    rt::Duration upload_idle_max = std::chrono::minutes(10);  // steady; starts anew with the daemon
+    rt::Duration sweep_every = std::chrono::seconds(30);
+  };
+  Objects(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Buckets& buckets,
+          Owners& owners, Options options);
+
+  /// errors: kNotFound  no such bucket;  kExists  if_absent and it is there;  kInvalid  name
+  Task<wire::ObjectBeginReply> begin(wire::ObjectBegin request);
+  /// May be repeated with the same owner.
+  /// errors: kExists    if_absent and another was sealed first
+  ///         kConflict  the upload was dropped, or sealed and replaced since
+  ///         kInvalid   runs that do not add up to the size, or of another owner
+  Task<wire::ObjectInfo> seal(wire::ObjectSeal request);
+  /// errors: kNotFound
+  Task<wire::ObjectInfo> stat(wire::ObjectStat request);
+  /// Sorted by key. Every object that is there throughout is listed, an unsealed one never.
+  Task<wire::ObjectListReply> list(wire::ObjectList request);
+  /// errors: kNotFound
+  Task<wire::Empty> remove(wire::ObjectRemove request);
+
+  /// Drops uploads that nobody has touched for upload_idle_max: their chunks become garbage. Runs for ever.
+  Task<void> sweep();
+  Task<void> drop_idle();
+
+ private:
+  rt::Runtime runtime_;
+  storage::RecordStore& records_;
+  const Coordinator& coordinator_;
+  Buckets& buckets_;
+  Owners& owners_;
+  Options options_;
+};
+
+}  // namespace cairn::server
