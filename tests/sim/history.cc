@@ -51,6 +51,7 @@ void History::open_answered(std::uint32_t launch, std::optional<std::uint64_t> r
   l.resume = resume;
   // The answer was fixed at one moment since the first call. What was highest then is what it names.
   if (!l.how.resume) highest_is(resume, l.called, now);
+  if (resume) existed_[*resume].push_back({l.called, now});
 }
 
 bool History::opened(std::uint32_t launch) const {
@@ -200,6 +201,7 @@ void History::saw(std::uint64_t step, Tag tag, Time asked, Time answered) {
       violation("P4", name(*save) + " is visible though launch " + std::to_string(launch) +
                           " opened the run when it did not exist");
   seen_[step].push_back({asked, answered, tag});
+  existed_[step].push_back({asked, answered});
 }
 
 void History::saw_absent(std::uint64_t step, Time asked, Time answered) {
@@ -207,6 +209,13 @@ void History::saw_absent(std::uint64_t step, Time asked, Time answered) {
     if (save.step == step && save.acked && *save.acked < asked && !delete_possible(step, save.begin, answered))
       violation("P1",
                 name(save) + " was acknowledged at " + seconds(*save.acked) + " and is absent at " + seconds(answered));
+}
+
+bool History::may_be_gone(std::uint64_t step, Time asked, Time answered) const {
+  if (delete_possible(step, asked, answered)) return true;
+  return std::any_of(saves_.begin(), saves_.end(), [&](const Save& s) {
+    return s.step == step && s.kind.overwrite && s.begin < answered && last_moment(s) > asked;
+  });
 }
 
 void History::highest_is(std::optional<std::uint64_t> step, Time asked, Time answered) {

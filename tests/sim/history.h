@@ -70,6 +70,8 @@ class History {
   void saw_steps(const std::vector<std::uint64_t>& steps, std::optional<std::uint64_t> after, Time asked,
                  Time answered);
 
+  /// What was seen as `tag` at or after `asked` may have been removed or replaced by `answered`.
+  bool may_be_gone(std::uint64_t step, Time asked, Time answered) const;
   std::size_t commits() const;
   /// Steps that may or must exist, for reading back.
   std::set<std::uint64_t> steps() const;
@@ -125,6 +127,10 @@ class History {
     Tag tag;
   };
   std::map<std::uint64_t, std::vector<Seen>> seen_;  // by step, in order of answers
+  struct Existed {
+    Time asked, answered;
+  };
+  std::map<std::uint64_t, std::vector<Existed>> existed_;  // by step: seen in any way
   std::vector<Violation> violations_;
 };
 

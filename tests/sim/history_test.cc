@@ -116,6 +116,11 @@ TEST_CASE("history: P2, a step that is visible and must not be", "[sim]") {
   SECTION("never begun") {
     s.see(10, {1, 1});
   }
+  SECTION("resumed from, then gone, though nobody was told of its commit") {
+    s.begin(10, {1, 1});
+    s.open(2, 10);
+    s.see_absent(10);
+  }
   SECTION("removed") {
     s.save(10, {1, 1});
     s.remove(5, History::Deleted::kYes, true);

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string>
+
+#include "storage/committer/committer.h"
+#include "tests/sim/workload.h"
+
+namespace cairn::sim {
+
+/// The switch of the storage engine that `bug` names; none for other names.
+storage::PlantedBugs storage_bugs(const std::string& bug);
+
+}  // namespace cairn::sim

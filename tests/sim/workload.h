@@ -1,0 +1,47 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tests/sim/faults.h"
+
+namespace cairn::sim {
+
+/// The checkpoint workload: one daemon, several launches of one or two training jobs with several ranks each, that
+/// save, die, resume, restore, overwrite and remove steps under the faults of draw_swarm(seed). Then the world heals:
+/// saves must succeed again, everything acknowledged must be there, to the byte, and garbage must go to zero.
+struct WorkloadOptions {
+  std::uint64_t seed = 1;
+  std::string bug;  // name of a planted bug, or empty
+  std::function<void(const std::string&)> trace;
+};
+
+struct WorkloadResult {
+  std::uint64_t seed = 0;
+  std::uint64_t trace_hash = 0;
+  std::uint64_t events = 0;
+  double virtual_seconds = 0;
+  std::vector<std::string> violations;  // empty: all promises kept
+  FaultCounts faults;
+  std::uint64_t commits = 0, restores = 0, fenced = 0, refused_bad = 0;
+  std::string configuration;
+};
+
+WorkloadResult run_checkpoint_workload(WorkloadOptions options);
+
+/// The storage workload: one target, no network; several writers put, abandon, repeat, read and remove chunks and
+/// change records, while processes die and power fails. Every acknowledged chunk and record is there, to the byte,
+/// after each restart, what was removed stays away, and no space is lost.
+WorkloadResult run_storage_workload(WorkloadOptions options);
+
+struct BugName {
+  std::string name;
+  std::string what;
+  std::string workload;  // that catches it
+};
+/// The planted bugs of protocol.md section 10, disk and save lines.
+std::vector<BugName> planted_bugs();
+
+}  // namespace cairn::sim
