@@ -209,6 +209,10 @@ void History::saw_absent(std::uint64_t step, Time asked, Time answered) {
     if (save.step == step && save.acked && *save.acked < asked && !delete_possible(step, save.begin, answered))
       violation("P1",
                 name(save) + " was acknowledged at " + seconds(*save.acked) + " and is absent at " + seconds(answered));
+  for (const auto& e : existed_[step])
+    if (e.answered < asked && !delete_possible(step, e.asked, answered))
+      violation("P2", "step " + std::to_string(step) + " was there at " + seconds(e.answered) + " and is absent at " +
+                          seconds(answered));
 }
 
 bool History::may_be_gone(std::uint64_t step, Time asked, Time answered) const {
