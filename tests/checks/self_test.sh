@@ -21,6 +21,7 @@ clean() {
 // std::thread and open() are named here, and "rocksdb::DB" below, only as words. /* printf( */
 const char* kText = "std::filesystem::path rocksdb::DB printf(";
 int Store::open(Disk& disk) {
+  co_await attempt->abort("why");
   return disk.open("a") + disk.fsync + loop_.now() + randomize() + next_time(0);
 }
 END
@@ -93,7 +94,7 @@ for line in 'std::thread t;' 'auto f = std::async(g);' 'asio::io_context io;' '#
   'auto t = std::chrono::steady_clock::now();' 'auto t = std::chrono::system_clock::now();' 'auto t = time(nullptr);' \
   'std::random_device r;' 'int r = rand();' '#include <sys/socket.h>' 'int s = ::socket(1, 2, 3);' \
   'int f = ::open("a", 0);' 'FILE* f = fopen("a", "r");' 'std::filesystem::remove(p);' 'std::ifstream in;' '#include <unistd.h>' \
-  'rocksdb::DB* db;' '#include <rocksdb/db.h>' 'printf("a");' 'fmt::print("a");' 'std::cerr << 1;' 'std::abort();' 'exit(1);'; do
+  'rocksdb::DB* db;' '#include <rocksdb/db.h>' 'printf("a");' 'fmt::print("a");' 'std::cerr << 1;' 'std::abort();' '  abort();' 'if (a) abort();' 'exit(1);'; do
   caught forbidden storage/chunk_store/a.cc "$line"
 done
 caught forbidden storage/disk/a.cc 'rocksdb::DB* db;'
