@@ -194,7 +194,9 @@ class UringIo final : public IoQueue, public std::enable_shared_from_this<UringI
           });
         return;
       }
-      // Anything else means that the ring itself is broken: nothing in flight could ever be answered.
+      // Anything else means that the ring itself is broken, or used from a second thread: nothing in flight could ever
+      // be answered.
+      log_.write(rt::Level::kError, "io_uring_broken", {{"error", errno_text(-rc)}, {"effect", "the process ends"}});
       std::abort();
     }
   }

@@ -153,7 +153,15 @@ struct Database {
     return opened;
   }
 
-  Result<void> commit(const Batch& batch, bool sync) const {
+  /// Called by one thread only. Fail-stop is ours: RocksDB takes up writing again once a full disk has space.
+  Result<void> commit(const Batch& batch, bool sync) {
+    if (failure_) return fail(*failure_);
+    auto committed = write(batch, sync);
+    if (!committed) failure_ = committed.error();
+    return committed;
+  }
+
+  Result<void> write(const Batch& batch, bool sync) const {
     rocksdb::WriteBatch changes;
     for (const auto& change : batch.changes()) {
       const auto status = change.value ? changes.Put(table(change.table), slice(change.key), slice(*change.value))
@@ -198,6 +206,9 @@ struct Database {
     if (!at->status().ok()) return failed("scan", path, at->status());
     return entries;
   }
+
+ private:
+  std::optional<Error> failure_;  // of the first failed commit
 };
 
 class RocksDbIndex final : public Index {

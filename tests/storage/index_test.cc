@@ -1,4 +1,6 @@
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -263,6 +265,32 @@ TEST_CASE("index: damaged or missing files are data loss, at open or at the read
   }
   CHECK(seen > 15);
   CHECK(wrong_code == 0);
+}
+
+TEST_CASE("index: after a failed commit nothing is committed any more, and what was before is there", "[index]") {
+  Fixture f;
+  f.put("a", "1");
+  signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+  rlimit small = before;
+  small.rlim_cur = 64 * kKiB;
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+  Batch large;
+  large.put(Table::kRecords, "b", std::string(kMiB, 'x'));
+  const auto refused = f.run(f.index().commit(std::move(large), true));
+  setrlimit(RLIMIT_FSIZE, &before);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kFailed);
+  Batch later;
+  later.put(Table::kRecords, "c", "3");
+  const auto again = f.run(f.index().commit(std::move(later), true));
+  REQUIRE_FALSE(again);
+  CHECK(again.error().message == refused.error().message);
+  CHECK(f.run(f.index().get(Table::kRecords, "a"))->has_value());
+  f.reopen();
+  CHECK(f.run(f.index().get(Table::kRecords, "a"))->has_value());
+  CHECK_FALSE(f.run(f.index().get(Table::kRecords, "c"))->has_value());
 }
 
 TEST_CASE("index: everything may be destroyed with calls in flight", "[index]") {
