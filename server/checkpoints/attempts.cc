@@ -297,7 +297,10 @@ Task<wire::Empty> Checkpoints::commit(wire::Commit request) {
 }
 
 Task<void> Checkpoints::ended(LivePtr live) {
-  while (live->phase != Phase::kEnded) co_await live->changed.wait();
+  while (live->phase != Phase::kEnded) {
+    if (draining_) co_return fail(Errc::kUnavailable, "the daemon is stopping; the save goes on when it is back");
+    co_await live->changed.wait();
+  }
   co_return {};
 }
 

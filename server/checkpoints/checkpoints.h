@@ -78,6 +78,11 @@ class Checkpoints {
   /// Fails attempts with silent ranks and forgets old failures. Runs for ever.
   Task<void> watch();
 
+  /// The daemon is about to stop: status() and commit() wait no longer.
+  void drain();
+  /// Ends merges where they are; start() of the next process does them again.
+  void stop() { scope_.cancel(); }
+
   // ---- Runs ----
   /// errors: kFenced   a past launch: names both;  kNotFound  no bucket, or no such step to resume from
   ///         kConflict the launch was told another step before
@@ -146,7 +151,8 @@ class Checkpoints {
   Task<Loaded<records::Run>> run_of(const Found& found, std::string bucket, std::string run);
   LivePtr find_live(const OwnerId& owner) const;
   LivePtr ensure_live(const records::Attempt& attempt, std::string bucket, std::string run);
-  static Task<void> ended(LivePtr live);
+  /// errors: kUnavailable  drain() was called
+  Task<void> ended(LivePtr live);
 
   Task<void> resume_attempts();
   Task<void> resume_attempt(std::string bucket, std::string run, Loaded<records::Attempt> attempt);
@@ -182,6 +188,7 @@ class Checkpoints {
   std::map<OwnerId, rt::TimePoint> failed_;  // when they are forgotten
   std::uint64_t ends_ = 0;                   // so that what was read before an end is not taken for open after it
   Stats stats_;
+  bool draining_ = false;
   rt::Semaphore merge_memory_;
   rt::Scope scope_;
 };

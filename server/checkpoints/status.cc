@@ -54,6 +54,11 @@ Task<void> Checkpoints::start() {
   co_return {};
 }
 
+void Checkpoints::drain() {
+  draining_ = true;
+  for (auto& [owner, live] : live_) live->changed.notify_all();
+}
+
 Task<void> Checkpoints::resume_attempts() {
   for (HomeGroup group = 0; group < kHomeGroups; ++group) {
     for (std::string after;;) {

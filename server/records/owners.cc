@@ -37,8 +37,8 @@ Task<void> Owners::load() {
 }
 
 Task<void> Owners::check_open(OwnerId owner) {
-  if (auto known = open_.find(owner); known != open_.end()) {
-    known->second.last_used = loop_.now();
+  if (open_.contains(owner)) {
+    touch(owner);
     co_return {};
   }
   if (owner.home_group() >= kHomeGroups)
@@ -52,6 +52,15 @@ Task<void> Owners::check_open(OwnerId owner) {
   co_return {};
 }
 
+Task<bool> Owners::named(OwnerId owner) {
+  if (owner.home_group() >= kHomeGroups) co_return false;
+  CO_TRY(const auto record, co_await records_.get(owner.home_group(), owner_key(owner)));
+  co_return record.has_value();
+}
+
+void Owners::touch(const OwnerId& owner) {
+  if (auto known = open_.find(owner); known != open_.end()) known->second.last_used = loop_.now();
+}
 void Owners::opened(const OwnerId& owner, Kind kind) {
   open_[owner] = {kind, loop_.now()};
 }

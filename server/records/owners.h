@@ -29,6 +29,12 @@ class Owners {
   ///         kInvalid  not an owner id that a daemon gave out
   Task<void> check_open(OwnerId owner);
 
+  /// Whether a record names the owner, open or committed.
+  Task<bool> named(OwnerId owner);
+
+  /// A sign of life of an owner that is known to be open.
+  void touch(const OwnerId& owner);
+
   /// After the transaction that opened or ended an owner.
   void opened(const OwnerId& owner, Kind kind);
   void ended(const OwnerId& owner);

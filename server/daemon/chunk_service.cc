@@ -1,0 +1,193 @@
+#include "server/daemon/chunk_service.h"
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+#include <utility>
+
+#include "proto/common/checksum.h"
+#include "proto/common/units.h"
+#include "proto/wire/codec.h"
+#include "proto/wire/wire.pb.h"
+
+namespace cairn::server {
+namespace {
+
+// Parts shorter than this are copied together: a unit of memory would be held, and a piece written, for each.
+constexpr std::uint32_t kCopyBelow = 16 * kKiB;
+
+Result<ChunkId> check_put(const wire::PutChunk& put) {
+  TRY(const auto id, wire::from_wire(put.id()));
+  const auto bad = [&](std::string why) { return fail(Errc::kInvalid, "chunk " + id.text() + ": " + std::move(why)); };
+  if (put.length() == 0 || put.length() > kChunkBytesMax)
+    return bad("length " + std::to_string(put.length()) + " is not within 1 .. 64 MiB");
+  const auto blocks = (put.length() + kBlockBytes - 1) / kBlockBytes;
+  if (static_cast<std::uint64_t>(put.block_crcs_size()) != blocks)
+    return bad(std::to_string(put.block_crcs_size()) + " block CRCs for " + std::to_string(blocks) + " blocks");
+  if (put.digest() != storage::chunk_digest({put.block_crcs().begin(), put.block_crcs().end()}))
+    return bad("the digest is not that of its block CRCs");
+  return id;
+}
+
+}  // namespace
+
+ChunkService::ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, std::size_t reads_max,
+                           Options options)
+    : runtime_(runtime),
+      chunks_(chunks),
+      owners_(owners),
+      options_(options),
+      reads_(runtime.loop, std::max<std::size_t>(reads_max, 1)) {
+  if (options_.frame_bytes == 0) options_.frame_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
+}
+
+Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request) {
+  CO_TRY(const auto id, check_put(request));
+  CO_CHECK_OK(co_await owners_.check_open(id.owner));
+  if (options_.existing_unseen) {
+    CO_TRY(const auto existing, co_await chunks_.find(id));
+    if (existing) co_return {};
+  }
+  CO_TRY(const auto upload,
+         co_await chunks_.start(id, request.length(), {request.block_crcs().begin(), request.block_crcs().end()}));
+  if (!upload) co_return {};
+
+  const auto piece_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
+  std::optional<Error> failure;
+  rt::Scope writes(runtime_.loop);  // after what its tasks use
+  for (std::uint32_t at = 0; at < request.length();) {
+    if (failure) co_return fail(*std::move(failure));
+    CO_TRY(auto data, co_await call->next_data());
+    owners_.touch(id.owner);
+    wire::DataHeader header;
+    CO_CHECK_OK(wire::decode(data.message, header, "data header"));
+    const auto expected = std::min(piece_bytes, request.length() - at);
+    if (header.offset() != at || data.size != expected)
+      co_return fail(Errc::kInvalid, "chunk " + id.text() + ": a piece of " + std::to_string(data.size) + " bytes at " +
+                                         std::to_string(header.offset()) + " where " + std::to_string(expected) +
+                                         " bytes at " + std::to_string(at) + " come next");
+    writes.spawn(upload->write(at, std::move(data.memory), data.size), [&failure](Result<void> written) {
+      if (!written && !failure) failure = std::move(written).error();
+    });
+    at += expected;
+  }
+  CO_CHECK_OK(co_await writes.join());
+  if (failure) co_return fail(*std::move(failure));
+  co_return co_await upload->finish();
+}
+
+/// One read under way. Shared with its task, which may outlive the wait for it.
+struct ChunkService::Ahead {
+  Ahead(rt::Loop& loop, PieceRead p, rt::Semaphore::Lease l) : piece(std::move(p)), lease(std::move(l)), done(loop) {}
+  PieceRead piece;
+  rt::Semaphore::Lease lease;
+  rt::OneShot<Result<Buffer>> done;
+};
+
+/// The data frame being put together.
+struct ChunkService::Frame {
+  std::vector<Buffer> payload;
+  std::string copied;  // the tail of the payload, not yet in it
+  std::uint32_t size = 0;
+  std::uint64_t sent = 0;  // bytes of the frames before
+
+  void add(const Buffer& bytes) {
+    size += static_cast<std::uint32_t>(bytes.size());
+    if (bytes.size() < kCopyBelow) {
+      copied += bytes.text();
+      return;
+    }
+    end_copy();
+    payload.push_back(bytes);
+  }
+  void end_copy() {
+    if (!copied.empty()) payload.push_back(Buffer::from(std::exchange(copied, {})));
+  }
+  Task<void> send(rpc::ServerCall& call) {
+    if (size == 0) co_return {};
+    end_copy();
+    wire::DataHeader header;
+    header.set_offset(static_cast<std::uint32_t>(sent));  // modulo 2^32
+    std::uint32_t crc = 0;
+    std::size_t in_block = 0;
+    for (const auto& piece : payload) {
+      for (auto rest = piece.bytes(); !rest.empty();) {
+        const auto part = rest.first(std::min<std::size_t>(rest.size(), kBlockBytes - in_block));
+        crc = crc32c(part, crc);
+        rest = rest.subspan(part.size());
+        if ((in_block += part.size()) == kBlockBytes) {
+          header.add_crcs(crc);
+          crc = 0;
+          in_block = 0;
+        }
+      }
+    }
+    if (in_block > 0) header.add_crcs(crc);
+    sent += std::exchange(size, 0);
+    co_return co_await call.send_data(wire::encode(header), std::exchange(payload, {}));
+  }
+};
+
+Task<void> ChunkService::read_piece(std::shared_ptr<Ahead> ahead) {
+  const auto& piece = ahead->piece;
+  auto read = co_await chunks_.read(piece.id, piece.begin, piece.end - piece.begin);
+  if (!read) {
+    if (read.error().code == Errc::kNotFound) read = co_await absent(piece.id, std::move(read).error().message);
+    ahead->done.setter().set(std::move(read));
+    co_return {};
+  }
+  // The turn goes back together with the memory that it stands for.
+  struct Held {
+    Buffer bytes;
+    rt::Semaphore::Lease lease;
+  };
+  auto held = std::make_shared<Held>(Held{*std::move(read), std::move(ahead->lease)});
+  const auto view = held->bytes.bytes();
+  ahead->done.setter().set(Buffer(std::move(held), view));
+  co_return {};
+}
+
+Task<Buffer> ChunkService::absent(ChunkId id, std::string message) {
+  CO_TRY(const auto named, co_await owners_.named(id.owner));
+  // A chunk that is not there although a record names its owner is damage, unless that has been removed meanwhile.
+  if (named) co_return fail(Errc::kDataLoss, std::move(message));
+  co_return fail(Errc::kDeleted, std::move(message) + ": what it belonged to has been removed");
+}
+
+Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, wire::ReadRanges request) {
+  CO_TRY(auto plan, ReadPlan::make(request, static_cast<std::uint32_t>(chunks_.unit_bytes()), options_.read));
+  wire::ReadReply reply;
+  reply.set_bytes(plan.bytes());
+  Frame frame;
+  std::deque<std::shared_ptr<Ahead>> ahead;
+  rt::Scope reads(runtime_.loop);
+  for (auto next = plan.next(); next || !ahead.empty();) {
+    while (next && ahead.size() < options_.read_ahead) {
+      auto lease = reads_.try_acquire(1);
+      if (!lease) {
+        if (!ahead.empty()) break;
+        // Never wait for memory while holding some: others may wait for that.
+        CO_CHECK_OK(co_await frame.send(*call));
+        CO_TRY(lease, co_await reads_.acquire(1));
+      }
+      reply.set_bytes_from_disk(reply.bytes_from_disk() + next->block_bytes());
+      ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), *std::move(lease)));
+      reads.spawn(read_piece(ahead.back()));
+      next = plan.next();
+    }
+    const auto first = std::move(ahead.front());
+    ahead.pop_front();
+    CO_TRY(const auto bytes, co_await first->done);
+    for (const auto& part : first->piece.parts)
+      for (std::uint32_t at = 0; at < part.size;) {
+        if (frame.size == options_.frame_bytes) CO_CHECK_OK(co_await frame.send(*call));
+        const auto size = std::min(part.size - at, options_.frame_bytes - frame.size);
+        frame.add(bytes.slice(part.offset - first->piece.begin + at, size));
+        at += size;
+      }
+  }
+  CO_CHECK_OK(co_await frame.send(*call));
+  co_return std::move(reply);
+}
+
+}  // namespace cairn::server

@@ -1,0 +1,65 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "proto/rpc/rpc.h"
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+#include "server/daemon/read_plan.h"
+#include "server/records/owners.h"
+#include "storage/chunk_store/chunk_store.h"
+
+namespace cairn::wire {
+class PutChunk;
+class ReadRanges;
+class ReadReply;
+}  // namespace cairn::wire
+
+namespace cairn::server {
+
+/// The bytes of chunks, in and out of calls.
+///
+/// Threads:  the loop; calls overlap. A dropped call abandons what it did.
+/// Lifetime: what it is given outlives it.
+/// source:   protocol.md 3; ARCHITECTURE.md, "A write", "A read"
+class ChunkService {
+ public:
+  struct Options {
+    ReadPlan::Limits read;
+    std::size_t read_ahead = 4;     // pieces of one request read at once
+    std::uint32_t frame_bytes = 0;  // largest payload; 0: the store's unit
+    bool existing_unseen = false;   // planted bug: an existing id is accepted without comparing the bytes
+  };
+  /// `reads_max`: pieces of all requests in memory.
+  ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, std::size_t reads_max,
+               Options options);
+
+  /// Stores what the call's data frames bring; durable when it returns ok. The same chunk again is done at once.
+  /// errors: kFenced    the owner has ended: its record must precede the first chunk
+  ///         kInvalid   sizes, CRCs and pieces that do not fit together
+  ///         kDataLoss  bytes that do not match their CRC;  kConflict  other bytes under this id;  kNoSpace
+  Task<void> put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request);
+
+  /// Sends the ranges' bytes, verified against the stored CRCs, with CRCs of what it sends.
+  /// errors: kInvalid   limits, ranges outside their chunk
+  ///         kDataLoss  names chunk and block; also a chunk that is absent although its owner lives
+  ///         kDeleted   a chunk whose owner has been removed
+  Task<wire::ReadReply> read(std::shared_ptr<rpc::ServerCall> call, wire::ReadRanges request);
+
+ private:
+  struct Frame;
+  struct Ahead;
+  Task<void> read_piece(std::shared_ptr<Ahead> ahead);
+  /// Always an error: why a chunk is not there.
+  Task<Buffer> absent(ChunkId id, std::string message);
+
+  rt::Runtime runtime_;
+  storage::ChunkStore& chunks_;
+  Owners& owners_;
+  Options options_;
+  rt::Semaphore reads_;
+};
+
+}  // namespace cairn::server

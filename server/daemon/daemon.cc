@@ -1,0 +1,304 @@
+#include "server/daemon/daemon.h"
+
+#include <utility>
+
+#include "proto/common/text.h"
+#include "proto/wire/codec.h"
+#include "proto/wire/frame.h"
+#include "proto/wire/wire.pb.h"
+#include "server/coordinator/coordinator.h"
+#include "server/daemon/metrics.h"
+#include "server/records/keys.h"
+
+namespace cairn::server {
+namespace {
+
+using wire::Method;
+
+/// The home group that a request about records belongs to.
+template <class Request>
+HomeGroup group_of(const Request& request) {
+  if constexpr (requires { request.key(); })
+    return home_group(request.bucket(), request.key());
+  else if constexpr (requires { request.run(); })
+    return home_group(request.bucket(), request.run());
+  else
+    return bucket_group(request.bucket());
+}
+
+class DaemonImpl final : public Daemon {
+ public:
+  DaemonImpl(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
+             std::unique_ptr<Coordinator> coordinator, Options options)
+      : runtime_(runtime),
+        target_(target),
+        coordinator_(std::move(coordinator)),
+        owners_(runtime.loop, target.records()),
+        buckets_(runtime, target.records()),
+        objects_(runtime, target.records(), *coordinator_, buckets_, owners_, options.objects),
+        checkpoints_(runtime, target, units, *coordinator_, buckets_, owners_, with_bugs(options)),
+        liveness_(make_liveness(target.records(), *coordinator_)),
+        // Half of the memory, so that readers who do not read cannot keep writers from being received.
+        chunks_(runtime, target.chunks(), owners_, units.units() / 2, chunk_options(options)),
+        records_calls_(runtime.loop),
+        background_(runtime.loop) {
+    if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
+    auto garbage = options.garbage;
+    garbage.absence_is_death |= options.bugs.absence_is_death;
+    garbage.ask_once |= options.bugs.ask_once;
+    garbage_ = std::make_unique<Garbage>(runtime, target.chunks(), *liveness_, garbage);
+  }
+
+  Task<void> start(Options options) {
+    const auto& known = coordinator_->map();
+    Start start{.target = target_.uuid(),
+                .incarnation = target_.incarnation(),
+                .node = options.node,
+                .addresses = options.addresses,
+                .fresh_cluster = fresh_id()};
+    CO_TRY(auto next, after_start(known, start));
+    const auto expected = known ? known->version : 0;
+    CO_CHECK_OK(co_await coordinator_->propose(std::move(next), expected));
+    // One range holds all home groups, so one epoch is theirs.
+    const auto& home = *map().find(true, 0);
+    target_.records().set_epoch(home.loss, home.epoch.count);
+    CO_CHECK_OK(co_await owners_.load());
+    CO_CHECK_OK(co_await checkpoints_.start());
+    background_.spawn(checkpoints_.watch());
+    background_.spawn(objects_.sweep());
+    background_.spawn(garbage_->run());
+    co_return {};
+  }
+
+  rpc::Server::Handler handler() override {
+    return [this](std::shared_ptr<rpc::ServerCall> call) { return handle(std::move(call)); };
+  }
+  std::function<std::string()> stale_map() override {
+    return [this] { return encode_map(map()); };
+  }
+  std::string cluster() const override { return std::string(map().cluster.view()); }
+  const ClusterMap& map() const override { return *coordinator_->map(); }
+  std::optional<Error> failure() const override { return target_.committer().failure(); }
+  Stats stats() const override { return {checkpoints_.stats(), garbage_->stats()}; }
+  std::string metrics(const rpc::Server::Stats& rpc) const override;
+
+  void drain() override { checkpoints_.drain(); }
+  Task<void> close() override {
+    CO_CHECK_OK(co_await records_calls_.join());
+    background_.cancel();
+    checkpoints_.stop();
+    co_return {};
+  }
+
+ private:
+  static Checkpoints::Options with_bugs(const Options& options) {
+    auto out = options.checkpoints;
+    out.bugs = options.bugs;
+    return out;
+  }
+  static ChunkService::Options chunk_options(const Options& options) {
+    auto out = options.chunks;
+    out.existing_unseen |= options.bugs.existing_unseen;
+    return out;
+  }
+  Uuid fresh_id() {
+    Uuid id;
+    for (std::size_t i = 0; i < id.bytes.size(); i += 8)
+      for (std::uint64_t draw = runtime_.random.next(), k = 0; k < 8; ++k, draw >>= 8)
+        id.bytes[i + k] = static_cast<std::uint8_t>(draw);
+    return id;
+  }
+
+  Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
+  Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
+  Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
+  Task<std::string> read_ranges(std::shared_ptr<rpc::ServerCall> call);
+
+  /// A call about records: decoded, its stamp checked, answered.
+  template <class Service, class Reply, class Request>
+  Task<std::string> answer(std::string bytes, Method method, Service& service, Task<Reply> (Service::*serve)(Request)) {
+    Request request;
+    CO_CHECK_OK(wire::decode(bytes, request, wire::name_of(method)));
+    if constexpr (requires { request.stamp(); }) CO_CHECK_OK(check_stamp(request.stamp(), true, group_of(request)));
+    CO_TRY(const auto reply, co_await (service.*serve)(std::move(request)));
+    co_return wire::encode(reply);
+  }
+  /// Runs to its end also when the caller goes away: what follows a transaction must not be lost with the connection.
+  Task<std::string> whole(Task<std::string> task) {
+    rt::OneShot<Result<std::string>> done(runtime_.loop);
+    records_calls_.spawn(into(std::move(task), done.setter()));
+    co_return co_await done;
+  }
+  static Task<void> into(Task<std::string> task, rt::OneShot<Result<std::string>>::Setter setter) {
+    setter.set(co_await std::move(task));
+    co_return {};
+  }
+
+  rt::Runtime runtime_;
+  storage::Target& target_;
+  std::unique_ptr<Coordinator> coordinator_;
+  Owners owners_;
+  Buckets buckets_;
+  Objects objects_;
+  Checkpoints checkpoints_;
+  std::unique_ptr<Liveness> liveness_;
+  std::unique_ptr<Garbage> garbage_;
+  ChunkService chunks_;
+  std::uint64_t bytes_in_ = 0, bytes_out_ = 0, bytes_from_disk_ = 0;
+  rt::Scope records_calls_;  // after what its tasks use
+  rt::Scope background_;
+};
+
+Result<void> DaemonImpl::check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const {
+  const char* kind = home ? "home" : "data";
+  if (stamp.epoch() == 0) return fail(Errc::kInvalid, "request without a group and its epoch");
+  if (stamp.group() != group)
+    return fail(Errc::kInvalid, "request for " + std::string(kind) + " group " + std::to_string(stamp.group()) +
+                                    " where group " + std::to_string(group) + " is meant");
+  const auto* range = map().find(home, group);
+  if (range == nullptr)
+    return fail(Errc::kStale, std::string(kind) + " group " + std::to_string(group) + " does not exist");
+  const GroupEpoch said{.generation = stamp.generation(), .count = stamp.epoch()};
+  if (said != range->epoch)
+    return fail(Errc::kStale, std::string(kind) + " group " + std::to_string(group) + " has epoch " +
+                                  std::to_string(range->epoch.count) + ", the request says " +
+                                  std::to_string(said.count));
+  return {};
+}
+
+Task<std::string> DaemonImpl::put_chunk(std::shared_ptr<rpc::ServerCall> call) {
+  wire::PutChunk request;
+  CO_CHECK_OK(wire::decode(call->request(), request, "put_chunk"));
+  CO_CHECK_OK(check_stamp(request.stamp(), false, request.stamp().group()));
+  const auto length = request.length();
+  CO_CHECK_OK(co_await chunks_.put(std::move(call), std::move(request)));
+  bytes_in_ += length;
+  co_return wire::encode(wire::PutChunkReply());
+}
+
+Task<std::string> DaemonImpl::read_ranges(std::shared_ptr<rpc::ServerCall> call) {
+  wire::ReadRanges request;
+  CO_CHECK_OK(wire::decode(call->request(), request, "read_ranges"));
+  CO_CHECK_OK(check_stamp(request.stamp(), false, request.stamp().group()));
+  CO_TRY(const auto reply, co_await chunks_.read(std::move(call), std::move(request)));
+  bytes_out_ += reply.bytes();
+  bytes_from_disk_ += reply.bytes_from_disk();
+  co_return wire::encode(reply);
+}
+
+Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
+  const auto method = call->method();
+  const auto serve = [&](auto& service, auto member) {
+    return whole(answer(call->request(), method, service, member));
+  };
+  switch (method) {
+    case Method::kMap:
+      co_return encode_map(map());
+    case Method::kPutChunk:
+      co_return co_await put_chunk(std::move(call));
+    case Method::kReadRanges:
+      co_return co_await read_ranges(std::move(call));
+    case Method::kBucketCreate:
+      co_return co_await serve(buckets_, &Buckets::create);
+    case Method::kBucketShow:
+      co_return co_await serve(buckets_, &Buckets::show);
+    case Method::kBucketList:
+      co_return co_await serve(buckets_, &Buckets::list);
+    case Method::kBucketRemove:
+      co_return co_await serve(buckets_, &Buckets::remove);
+    case Method::kObjectBegin:
+      co_return co_await serve(objects_, &Objects::begin);
+    case Method::kObjectSeal:
+      co_return co_await serve(objects_, &Objects::seal);
+    case Method::kObjectStat:
+      co_return co_await serve(objects_, &Objects::stat);
+    case Method::kObjectList:
+      co_return co_await serve(objects_, &Objects::list);
+    case Method::kObjectRemove:
+      co_return co_await serve(objects_, &Objects::remove);
+    case Method::kOpenRun:
+      co_return co_await serve(checkpoints_, &Checkpoints::open_run);
+    case Method::kBegin:
+      co_return co_await serve(checkpoints_, &Checkpoints::begin);
+    case Method::kSeal:
+      co_return co_await serve(checkpoints_, &Checkpoints::seal);
+    case Method::kAbort:
+      co_return co_await serve(checkpoints_, &Checkpoints::abort);
+    case Method::kHeartbeat:
+      co_return co_await serve(checkpoints_, &Checkpoints::heartbeat);
+    // These two wait for the end of an attempt, which comes without them.
+    case Method::kCommit:
+      co_return co_await answer(call->request(), method, checkpoints_, &Checkpoints::commit);
+    case Method::kAttemptStatus:
+      co_return co_await answer(call->request(), method, checkpoints_, &Checkpoints::status);
+    case Method::kStepOpen:
+      co_return co_await serve(checkpoints_, &Checkpoints::step_open);
+    case Method::kStepList:
+      co_return co_await serve(checkpoints_, &Checkpoints::step_list);
+    case Method::kStepRemove:
+      co_return co_await serve(checkpoints_, &Checkpoints::step_remove);
+    case Method::kRunList:
+      co_return co_await serve(checkpoints_, &Checkpoints::run_list);
+    case Method::kRunActivity:
+      co_return co_await serve(checkpoints_, &Checkpoints::run_activity);
+    case Method::kNone:
+      break;
+  }
+  co_return fail(Errc::kInvalid,
+                 "method " + std::to_string(static_cast<int>(method)) + " is not known to this version");
+}
+
+std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
+  MetricsText out;
+  const auto chunks = target_.chunks().stats();
+  out.gauge("cairn_chunk_store_live_bytes", "Bytes of chunks in the index, padded to sectors.", chunks.live_bytes);
+  out.gauge("cairn_chunk_store_chunks", "Chunks in the index.", chunks.chunks);
+  out.gauge("cairn_chunk_store_uploading_bytes", "Bytes reserved by uploads under way.", chunks.uploading_bytes);
+  out.gauge("cairn_chunk_store_segments", "Segment files.", chunks.segments);
+  out.gauge("cairn_chunk_store_free_bytes", "Free bytes of the disk.", chunks.free_bytes);
+  out.gauge("cairn_chunk_store_total_bytes", "Size of the disk in bytes.", chunks.total_bytes);
+  out.counter("cairn_chunk_store_written_bytes_total", "Bytes of chunks written to disk.", chunks.bytes_written);
+  out.counter("cairn_chunk_store_read_bytes_total", "Bytes of chunks read from disk.", chunks.bytes_read);
+  out.counter("cairn_chunk_store_bad_blocks_total", "Blocks whose bytes did not match their CRC.", chunks.blocks_bad);
+  const auto& garbage = garbage_->stats();
+  out.gauge("cairn_chunk_store_orphaned_bytes",
+            "Bytes of chunks that no record names, not freed yet; at the last pass.", garbage.orphaned_bytes);
+  out.counter("cairn_garbage_freed_bytes_total", "Bytes of dead chunks freed.", garbage.freed_bytes);
+  out.counter("cairn_garbage_freed_chunks_total", "Dead chunks freed.", garbage.freed_chunks);
+  out.counter("cairn_garbage_passes_total", "Passes of the garbage collector.", garbage.passes);
+  out.counter("cairn_committer_commits_total", "Index batches made durable.", target_.committer().commits());
+  out.counter("cairn_committer_rounds_total", "Rounds of flush and sync, each shared by all that waited.",
+              target_.committer().rounds());
+  out.gauge("cairn_committer_failed", "1 when the target has failed and acknowledges nothing more.",
+            target_.committer().failure() ? 1 : 0);
+  const auto saves = checkpoints_.stats();
+  out.gauge("cairn_checkpoints_open_attempts", "Save attempts that ranks are writing.", saves.open);
+  out.gauge("cairn_checkpoints_merging_attempts", "Save attempts whose manifests are being merged.", saves.merging);
+  out.counter("cairn_checkpoints_committed_total", "Steps committed.", saves.committed);
+  out.counter("cairn_checkpoints_failed_total", "Save attempts that failed.", saves.failed);
+  out.counter("cairn_daemon_put_bytes_total", "Bytes of chunks received and made durable.", bytes_in_);
+  out.counter("cairn_daemon_read_bytes_total", "Bytes of chunks sent to readers.", bytes_out_);
+  out.counter("cairn_daemon_read_block_bytes_total", "Bytes of the blocks that readers' ranges touched.",
+              bytes_from_disk_);
+  out.gauge("cairn_rpc_connections", "Open connections.", rpc.connections);
+  out.counter("cairn_rpc_connections_total", "Connections accepted.", rpc.connections_total);
+  out.gauge("cairn_rpc_calls_running", "Calls under way.", rpc.calls_running);
+  out.counter("cairn_rpc_calls_total", "Calls received.", rpc.calls_total);
+  out.counter("cairn_rpc_received_bytes_total", "Bytes received.", rpc.bytes_received);
+  out.counter("cairn_rpc_sent_bytes_total", "Bytes sent.", rpc.bytes_sent);
+  out.counter("cairn_rpc_protocol_errors_total", "Connections closed because the peer broke a rule.",
+              rpc.protocol_errors);
+  return out.text();
+}
+
+}  // namespace
+
+Task<std::unique_ptr<Daemon>> Daemon::create(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
+                                             Options options) {
+  CO_TRY(auto coordinator, co_await open_local_coordinator(target));
+  auto daemon = std::make_unique<DaemonImpl>(runtime, target, units, std::move(coordinator), options);
+  CO_CHECK_OK(co_await daemon->start(std::move(options)));
+  co_return std::unique_ptr<Daemon>(std::move(daemon));
+}
+
+}  // namespace cairn::server

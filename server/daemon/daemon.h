@@ -1,0 +1,74 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "proto/rpc/rpc.h"
+#include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
+#include "proto/rt/unit_pool.h"
+#include "server/checkpoints/checkpoints.h"
+#include "server/daemon/chunk_service.h"
+#include "server/garbage/garbage.h"
+#include "server/objects/objects.h"
+#include "storage/target/target.h"
+
+namespace cairn::server {
+
+/// What a daemon does between its network and its disk: answers calls, looks after attempts, collects garbage.
+///
+///   CO_TRY(auto daemon, co_await Daemon::create(runtime, target, units, options));
+///   auto server = rpc::Server::create(runtime, units, {.node = ..., .cluster = daemon->cluster()},
+///                                     daemon->handler(), daemon->stale_map());
+///   ...                                  // serve
+///   daemon->drain();                     // nobody waits for saves any more
+///   co_await server->close(deadline);    // no call comes any more
+///   co_await daemon->close();
+///
+/// Threads:  the loop.
+/// Lifetime: runtime, target and units outlive it; it outlives the server that calls its handler.
+class Daemon {
+ public:
+  struct Options {
+    std::string node;                    // name
+    std::vector<std::string> addresses;  // where clients reach it
+    Checkpoints::Options checkpoints;
+    Objects::Options objects;
+    Garbage::Options garbage;
+    ChunkService::Options chunks;
+    SaveBugs bugs;  // planted by tests; handed to the parts
+    /// Tests put their own answers in front of what records say; empty: none.
+    std::function<std::unique_ptr<Liveness>(std::unique_ptr<Liveness>)> wrap_liveness;
+  };
+
+  /// Makes this target the member of a new cluster, or goes on as a new incarnation: every group gets a new epoch,
+  /// durable before the first call is answered.
+  /// errors: kInvalid, kDataLoss  the target and its map do not belong together
+  static Task<std::unique_ptr<Daemon>> create(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
+                                              Options options);
+  virtual ~Daemon() = default;
+
+  virtual rpc::Server::Handler handler() = 0;
+  virtual std::function<std::string()> stale_map() = 0;
+  virtual std::string cluster() const = 0;  // 16 bytes
+  virtual const ClusterMap& map() const = 0;
+
+  /// Why it can serve no more: the target has failed.
+  virtual std::optional<Error> failure() const = 0;
+  /// Its metrics in Prometheus' text format; `rpc` adds those of the server.
+  virtual std::string metrics(const rpc::Server::Stats& rpc) const = 0;
+
+  struct Stats {
+    Checkpoints::Stats checkpoints;
+    Garbage::Stats garbage;
+  };
+  virtual Stats stats() const = 0;
+
+  virtual void drain() = 0;
+  /// Waits for record calls that their callers gave up, ends background work. Then the target may be closed.
+  virtual Task<void> close() = 0;
+};
+
+}  // namespace cairn::server
