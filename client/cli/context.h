@@ -1,0 +1,51 @@
+#pragma once
+
+#include <atomic>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cairn/client.h"
+
+namespace cairn::cli {
+
+/// What every command needs: the servers to talk to, how to print, and whether the user wants to stop.
+struct Context {
+  std::vector<std::string> servers;
+  bool json = false;
+
+  /// Connects at the first call. errors: kUnavailable, kInvalid
+  Result<Client> client();
+
+ private:
+  std::optional<Client> client_;
+};
+
+/// Set by SIGINT and SIGTERM; long commands look at it between pieces, undo what they began and return stopped().
+extern std::atomic<bool> stop_requested;
+void stop_on_signals();
+Error stopped();
+
+/// Exit codes of `cairn`: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or conflict, 5 not allowed,
+/// 6 corruption, 7 unavailable or timed out, 8 no space.
+int exit_code(Errc code);
+/// One line on stderr: what was tried, on what, why it failed, what to do. Returns the exit code.
+int report(std::string_view what, const Error& error);
+
+/// "cairn://BUCKET/KEY". errors: kInvalid
+struct ObjectName {
+  std::string bucket, key;
+};
+Result<ObjectName> object_name(std::string_view url);
+/// "BUCKET/RUN". errors: kInvalid
+Result<void> check_run(std::string_view name);
+/// "512", "64KiB", "1.5G": bytes. errors: kInvalid
+Result<std::uint64_t> size_of(std::string_view text);
+/// "A-B" with A inclusive, B exclusive; B may be missing. errors: kInvalid
+struct ByteRange {
+  std::uint64_t first = 0, last = Client::npos;
+};
+Result<ByteRange> range_of(std::string_view text);
+
+}  // namespace cairn::cli
