@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "tests/storage/real_machine.h"
+
 namespace cairn::storage {
 
 SimMachine::SimMachine(std::uint64_t seed, sim::DiskOptions options)
@@ -155,11 +157,14 @@ bool Engine::eventually(const std::function<bool()>& done) {
 }
 
 std::vector<std::string> machine_kinds() {
-  return {"sim"};
+  std::vector<std::string> kinds{"sim", "threads"};
+  if (has_uring()) kinds.emplace_back("uring");
+  return kinds;
 }
+
 std::unique_ptr<Machine> make_machine(const std::string& kind) {
-  REQUIRE(kind == "sim");
-  return std::make_unique<SimMachine>();
+  if (kind == "sim") return std::make_unique<SimMachine>();
+  return make_real_machine(kind == "uring" ? IoBackend::kUring : IoBackend::kThreads);
 }
 
 }  // namespace cairn::storage

@@ -29,11 +29,13 @@ class Machine {
   virtual void drive(Task<void> task) = 0;
   virtual Result<std::unique_ptr<Disk>> disk() = 0;
   virtual Result<std::unique_ptr<Index>> index() = 0;
+  /// The directory; empty when simulated.
+  virtual std::string path() const { return {}; }
   /// The process that had this target ends; the next disk() and index() are those of a new one.
   virtual void end_process(std::unique_ptr<rt::UnitPool> units, std::unique_ptr<Target> target) = 0;
 };
 
-/// "sim", and where they are built in also "uring" and "threads": the real disk with RocksDB.
+/// "sim"; "threads" and, where the kernel allows it, "uring": the real disk, in a temporary directory, with RocksDB.
 std::vector<std::string> machine_kinds();
 std::unique_ptr<Machine> make_machine(const std::string& kind);
 
