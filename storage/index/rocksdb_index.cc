@@ -183,6 +183,9 @@ struct Database {
     rocksdb::PinnableSlice value;
     const auto status = db->Get(how, table(from), slice(key), &value);
     if (status.IsIncomplete()) return false;
+    // RocksDB answers "found", without the value, when the table's file is not even open: see TableCache::Get. Only a
+    // read that may go to the disk is believed about an empty value.
+    if (in_memory && status.ok() && value.empty()) return false;
     if (status.IsNotFound())
       out.reset();
     else if (!status.ok())
