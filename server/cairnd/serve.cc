@@ -1,0 +1,194 @@
+#include "server/cairnd/serve.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <utility>
+
+#include "proto/rpc/rpc.h"
+#include "server/cairnd/faults.h"
+#include "server/daemon/daemon.h"
+#include "server/daemon/metrics.h"
+#include "server/http/http.h"
+#include "storage/disk/directory.h"
+#include "storage/index/rocksdb_index.h"
+#include "storage/target/target.h"
+
+namespace cairn::server {
+namespace {
+
+constexpr auto kCloseMax = std::chrono::seconds(60);
+constexpr std::size_t kFilesKept = 512;  // of the index, segments and ourselves
+
+/// How the budget is shared. What is not named here (code, maps of chunks and segments) is small.
+struct Shares {
+  std::size_t units;  // of 1 MiB: what sockets receive into and disks read into
+  std::uint64_t index_bytes, message_bytes, merge_bytes;
+};
+Shares shares_of(std::uint64_t memory) {
+  return {.units = static_cast<std::size_t>(memory / 2 / kUnitBytes),
+          .index_bytes = std::clamp<std::uint64_t>(memory / 8, 8 * kMiB, 512 * kMiB),
+          .message_bytes = std::clamp<std::uint64_t>(memory / 16, 4 * kMiB, 64 * kMiB),
+          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB)};
+}
+
+/// Equal on both ends: the same running kernel, so a unix socket can reach.
+std::string boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
+
+std::uint32_t connections_max() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kFilesKept) return 64;
+  return static_cast<std::uint32_t>(std::min<rlim_t>(limit.rlim_cur - kFilesKept, 16'384));
+}
+
+std::string process_metrics() {
+  MetricsText out;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
+  };
+  out.counter_seconds("cairn_process_cpu_seconds_total", "CPU time of the daemon, user and system.",
+                      seconds(usage.ru_utime) + seconds(usage.ru_stime));
+  std::ifstream statm("/proc/self/statm");
+  std::uint64_t size = 0, resident = 0;
+  statm >> size >> resident;
+  out.gauge("cairn_process_resident_bytes", "Resident memory of the daemon.",
+            resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)));
+  out.gauge("cairn_process_resident_max_bytes", "Highest resident memory of the daemon since it started.",
+            static_cast<std::uint64_t>(usage.ru_maxrss) * 1024);
+  return out.text();
+}
+
+Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const std::string& option, const std::string& address,
+                                                bool insecure) {
+  if (!rt::is_loopback(address) && !insecure)
+    return fail(Errc::kDenied, option + " " + address +
+                                   ": only loopback addresses, because connections are neither encrypted nor "
+                                   "authenticated; --insecure-listen allows it all the same");
+  auto listener = net.listen(address);
+  if (!listener) return fail(std::move(listener).error().with(option + " " + address));
+  return listener;
+}
+
+/// The unix socket of clients on this host; nothing when there is none.
+Result<std::unique_ptr<rt::Listener>> listen_unix(rt::Runtime runtime, const CairndOptions& options) {
+  if (options.unix_socket == "none") return std::unique_ptr<rt::Listener>();
+  const auto path = options.unix_socket.value_or(options.data + "/cairn.sock");
+  auto listener = runtime.net.listen("unix:" + path);
+  if (listener) return listener;
+  if (options.unix_socket) return fail(std::move(listener).error().with("--unix-socket " + path));
+  // Nobody asked for it, and TCP serves: a data directory may have a path that is too long for a socket.
+  runtime.log.write(rt::Level::kWarning, "cairnd.no_unix_socket",
+                    {{"path", path}, {"error", listener.error().message}});
+  return std::unique_ptr<rt::Listener>();
+}
+
+struct Stack {
+  std::unique_ptr<rt::UnitPool> units;
+  std::unique_ptr<storage::Target> target;
+  std::unique_ptr<Daemon> daemon;
+  std::unique_ptr<rpc::Server> rpc;
+  std::unique_ptr<HttpServer> http;
+};
+
+HttpReply answer_http(const Stack& stack, const std::string& path) {
+  if (path == "/healthz") return {.status = 200, .type = "text/plain", .body = "ok\n"};
+  if (path == "/readyz") {
+    if (const auto failure = stack.daemon->failure())
+      return {.status = 503, .type = "text/plain", .body = "the target has failed: " + failure->message + "\n"};
+    return {.status = 200, .type = "text/plain", .body = "ready\n"};
+  }
+  if (path == "/metrics")
+    return {.status = 200,
+            .type = "text/plain; version=0.0.4",
+            .body = stack.daemon->metrics(stack.rpc->stats()) + process_metrics()};
+  return {.status = 404, .type = "text/plain", .body = "not here; try /healthz, /readyz or /metrics\n"};
+}
+
+Task<std::unique_ptr<storage::Target>> open_target(rt::RealRuntime& real, const CairndOptions& options,
+                                                   const Shares& shares, storage::PlantedBugs bugs,
+                                                   rt::UnitPool& units) {
+  const auto runtime = real.seams();
+  CO_TRY(auto io, storage::Io::create(runtime, real.loop(), {.backend = options.io}));
+  CO_TRY(auto disk, co_await storage::open_directory(runtime, std::move(io), options.data));
+  // Before the index, which makes files.
+  CO_CHECK_OK(co_await storage::Target::check(*disk));
+  CO_TRY(auto index,
+         co_await storage::open_rocksdb_index(runtime, options.data + "/index", {.memory_bytes = shares.index_bytes}));
+  storage::Target::Options target_options;
+  target_options.bugs = bugs;
+  co_return co_await storage::Target::open(runtime, std::move(disk), std::move(index), units, target_options);
+}
+
+}  // namespace
+
+Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>& stop) {
+  const auto runtime = real.seams();
+  CO_TRY(const auto faults, planted_faults());
+  const auto shares = shares_of(options.memory_bytes);
+
+  // First what can be refused without having touched the directory.
+  CO_TRY(auto tcp, listen_on(runtime.net, "--listen", options.listen, options.insecure_listen));
+  CO_TRY(auto http, listen_on(runtime.net, "--http", options.http, options.insecure_listen));
+  const auto address = tcp->address();
+  const auto http_address = http->address();
+
+  Stack stack;
+  CO_TRY(stack.units, rt::UnitPool::create(runtime.loop, shares.units));
+  auto target = co_await open_target(real, options, shares, faults.storage, *stack.units);
+  if (!target) co_return fail(std::move(target).error().with("--data " + options.data));
+  stack.target = *std::move(target);
+  CO_TRY(auto local, listen_unix(runtime, options));
+
+  Daemon::Options daemon_options;
+  daemon_options.node = options.node;
+  daemon_options.addresses = {address};
+  daemon_options.checkpoints.rank_silence_max = options.rank_silence;
+  daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
+  daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
+  daemon_options.garbage.grace = options.garbage_grace;
+  daemon_options.garbage.interval = options.garbage_interval;
+  daemon_options.bugs = faults.saves;
+  auto daemon = co_await Daemon::create(runtime, *stack.target, *stack.units, std::move(daemon_options));
+  if (!daemon) co_return fail(std::move(daemon).error().with("--data " + options.data));
+  stack.daemon = *std::move(daemon);
+
+  rpc::Server::Options rpc_options;
+  rpc_options.node = options.node;
+  rpc_options.cluster = stack.daemon->cluster();
+  rpc_options.host = boot_id();
+  rpc_options.connections_max = connections_max();
+  rpc_options.message_budget_bytes = shares.message_bytes;
+  if (local) rpc_options.unix_socket = local->address().substr(std::string_view("unix:").size());
+  stack.rpc =
+      rpc::Server::create(runtime, *stack.units, rpc_options, stack.daemon->handler(), stack.daemon->stale_map());
+  stack.rpc->serve(std::move(tcp));
+  if (local) stack.rpc->serve(std::move(local));
+  stack.http = HttpServer::create(runtime, [&stack](const std::string& path) { return answer_http(stack, path); });
+  stack.http->serve(std::move(http));
+  std::printf("cairnd ready listen=%s http=%s node=%s\n", address.c_str(), http_address.c_str(), options.node.c_str());
+  std::fflush(stdout);
+  runtime.log.write(rt::Level::kInfo, "cairnd.ready",
+                    {{"listen", address}, {"disk", stack.target->disk().description()}, {"node", options.node}});
+
+  co_await stop;
+  runtime.log.write(rt::Level::kInfo, "cairnd.stopping", {});
+  stack.daemon->drain();
+  CO_CHECK_OK(co_await stack.rpc->close(runtime.loop.now() + kCloseMax));
+  stack.http.reset();
+  CO_CHECK_OK(co_await stack.daemon->close());
+  CO_CHECK_OK(co_await stack.target->close());
+  runtime.log.write(rt::Level::kInfo, "cairnd.stopped", {});
+  co_return {};
+}
+
+}  // namespace cairn::server
