@@ -91,8 +91,8 @@ std::span<float> Shared::gathered() const {
   return {reinterpret_cast<float*>(memory_.data() + gathered_at(weights_)), weights_};
 }
 
-Trainer::Trainer(TrainConfig config, const Text& text, Shared& shared, int rank, int ranks)
-    : config_(std::move(config)),
+Trainer::Trainer(const TrainConfig& config, const Text& text, Shared& shared, int rank, int ranks)
+    : config_(config),
       text_(text),
       shared_(shared),
       rank_(rank),

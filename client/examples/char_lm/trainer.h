@@ -66,7 +66,7 @@ struct StatePiece {
 class Trainer {
  public:
   /// Rank `rank` of `ranks`. `text` and `shared` must outlive it.
-  Trainer(TrainConfig config, const Text& text, Shared& shared, int rank, int ranks);
+  Trainer(const TrainConfig& config, const Text& text, Shared& shared, int rank, int ranks);
 
   /// Start of a training, a pure function of the seed. All ranks call it; waits for them.
   void initialise();
