@@ -1,5 +1,6 @@
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -315,6 +316,38 @@ TEST_CASE("index: after a failed commit nothing is committed any more, and what 
   f.reopen();
   CHECK(f.run(f.index().get(Table::kRecords, "a"))->has_value());
   CHECK_FALSE(f.run(f.index().get(Table::kRecords, "c"))->has_value());
+}
+
+TEST_CASE("index: a full disk is kNoSpace, and space that comes back does not revive the index", "[index]") {
+  Fixture f;
+  REQUIRE(fs::create_directory(f.path));
+  if (mount("tmpfs", f.path.c_str(), "tmpfs", 0, "size=3m,mode=0700") != 0) {
+    WARN("skipped: this user cannot mount a small file system");
+    return;
+  }
+  struct Unmount {
+    Fixture& fixture;
+    ~Unmount() {
+      fixture.open_index.reset();
+      umount2(fixture.path.c_str(), MNT_DETACH);
+    }
+  } unmount{f};
+  f.put("a", "1");
+  Batch large;
+  large.put(Table::kRecords, "b", std::string(4 * kMiB, 'x'));
+  const auto refused = f.run(f.index().commit(std::move(large), true));
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kNoSpace);
+  REQUIRE(mount("tmpfs", f.path.c_str(), "tmpfs", MS_REMOUNT, "size=64m,mode=0700") == 0);
+  for (int i = 0; i < 3; ++i) {
+    Batch later;
+    later.put(Table::kRecords, "c", "3");
+    CHECK(f.run(f.index().commit(std::move(later), true)).error().code == Errc::kNoSpace);
+  }
+  CHECK(f.run(f.index().get(Table::kRecords, "a"))->has_value());
+  f.reopen();
+  CHECK(f.run(f.index().get(Table::kRecords, "a"))->has_value());
+  CHECK_FALSE(f.run(f.index().get(Table::kRecords, "b"))->has_value());
 }
 
 TEST_CASE("index: everything may be destroyed with calls in flight", "[index]") {
