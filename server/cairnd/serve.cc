@@ -11,8 +11,8 @@
 #include "proto/rpc/rpc.h"
 #include "server/cairnd/faults.h"
 #include "server/daemon/daemon.h"
-#include "server/daemon/metrics.h"
 #include "server/http/http.h"
+#include "server/http/metrics_text.h"
 #include "storage/disk/directory.h"
 #include "storage/index/rocksdb_index.h"
 #include "storage/target/target.h"
@@ -56,8 +56,8 @@ std::string process_metrics() {
   const auto seconds = [](const timeval& t) {
     return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) / 1e6;
   };
-  out.counter_seconds("cairn_process_cpu_seconds_total", "CPU time of the daemon, user and system.",
-                      seconds(usage.ru_utime) + seconds(usage.ru_stime));
+  out.counter("cairn_process_cpu_seconds_total", "CPU time of the daemon, user and system.",
+              seconds(usage.ru_utime) + seconds(usage.ru_stime));
   std::ifstream statm("/proc/self/statm");
   std::uint64_t size = 0, resident = 0;
   statm >> size >> resident;

@@ -7,7 +7,7 @@
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
 #include "server/coordinator/coordinator.h"
-#include "server/daemon/metrics.h"
+#include "server/http/metrics_text.h"
 #include "server/records/keys.h"
 
 namespace cairn::server {

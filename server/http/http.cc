@@ -1,13 +1,13 @@
 #include "server/http/http.h"
 
+#include <algorithm>
 #include <array>
+#include <cassert>
 #include <list>
-#include <string_view>
-#include <utility>
-#include <variant>
 
 #include "proto/common/buffer.h"
 #include "proto/rt/sync.h"
+#include "server/http/request.h"
 
 namespace cairn::server {
 namespace {
@@ -22,112 +22,138 @@ std::string_view reason_of(int status) {
       return "Not Found";
     case 405:
       return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
     case 431:
       return "Request Header Fields Too Large";
+    case 500:
+      return "Internal Server Error";
     case 503:
       return "Service Unavailable";
+    case 505:
+      return "HTTP Version Not Supported";
     default:
-      return "Status";
+      return status < 300 ? "Success" : status < 500 ? "Refused" : "Failed";
   }
 }
 
-HttpReply refusal(int status) {
-  return {.status = status, .body = std::string(reason_of(status)) + "\n"};
+std::string head_of(const HttpReply& reply, bool keep_alive) {
+  std::string head = "HTTP/1.1 " + std::to_string(reply.status) + ' ';
+  head += reason_of(reply.status);
+  head += "\r\nContent-Type: " + reply.type;
+  head += "\r\nContent-Length: " + std::to_string(reply.body.size());
+  head += "\r\nCache-Control: no-store";
+  if (reply.status == 405) head += "\r\nAllow: GET, HEAD";
+  head += keep_alive ? "\r\nConnection: keep-alive\r\n\r\n" : "\r\nConnection: close\r\n\r\n";
+  return head;
 }
 
-/// The first line of a request: "GET /metrics?x=1 HTTP/1.1".
-struct RequestLine {
-  bool head = false;
-  std::string path;
-};
-/// Or the status to refuse it with.
-std::variant<RequestLine, int> parse(std::string_view line) {
-  const auto first = line.find(' ');
-  const auto second = first == line.npos ? line.npos : line.find(' ', first + 1);
-  if (second == line.npos || !line.substr(second + 1).starts_with("HTTP/1.")) return 400;
-  const auto method = line.substr(0, first);
-  auto target = line.substr(first + 1, second - first - 1);
-  if (method != "GET" && method != "HEAD") return 405;
-  if (!target.starts_with('/')) return 400;
-  return RequestLine{.head = method == "HEAD", .path = std::string(target.substr(0, target.find('?')))};
+HttpReply refusal(int status) {
+  return {.status = status, .body = std::string(reason_of(status)) + '\n'};
 }
 
 class ServerImpl final : public HttpServer {
  public:
-  ServerImpl(rt::Runtime runtime, Answer answer, Options options)
-      : runtime_(runtime),
+  ServerImpl(rt::Runtime runtime, Options options, Answer answer)
+      : rt_(runtime),
+        options_(std::move(options)),
         answer_(std::move(answer)),
-        options_(options),
-        places_(runtime.loop, options.connections_max),
-        tasks_(runtime.loop) {}
-
-  void serve(std::unique_ptr<rt::Listener> listener) override {
-    tasks_.spawn(accept(*listeners_.emplace_back(std::move(listener))));
+        changed_(runtime.loop),
+        tasks_(runtime.loop) {
+    assert(options_.connections_max >= 1);
   }
 
+  void serve(std::unique_ptr<rt::Listener> listener) override {
+    auto& ref = *listeners_.emplace_back(std::move(listener));
+    tasks_.spawn(accept_from(ref));
+  }
+  Stats stats() const override { return {.connections = connections_, .requests_total = requests_}; }
+
  private:
-  Task<void> accept(rt::Listener& listener) {
+  Task<void> accept_from(rt::Listener& listener) {
     for (;;) {
-      CO_TRY(auto place, co_await places_.acquire(1));
+      while (connections_ >= options_.connections_max) co_await changed_.wait();
       auto stream = co_await listener.accept();
-      if (stream)
-        tasks_.spawn(serve_one(*std::move(stream), std::move(place)));
-      else
-        co_await runtime_.loop.sleep(std::chrono::milliseconds(100));
+      if (!stream) {
+        rt_.log.write(rt::Level::kError, "http_accept_failed",
+                      {{"address", listener.address()}, {"reason", stream.error().message}});
+        co_await rt_.loop.sleep(std::chrono::seconds(1));
+        continue;
+      }
+      // A peer that goes away or says nonsense is no event of ours.
+      tasks_.spawn(converse(*std::move(stream)), [](const Result<void>&) {});
     }
   }
 
-  Task<void> serve_one(std::unique_ptr<rt::Stream> stream, rt::Semaphore::Lease place) {
-    // Whoever is too slow is cut off; there is nobody to tell.
-    (void)co_await rt::with_deadline(runtime_.loop, runtime_.loop.now() + options_.request_max, exchange(*stream),
-                                     "http");
-    stream->close();
+  Task<void> converse(std::unique_ptr<rt::Stream> stream) {
+    struct Counted {
+      ServerImpl& server;
+      explicit Counted(ServerImpl& s) : server(s) { ++server.connections_; }
+      Counted(const Counted&) = delete;
+      ~Counted() {
+        --server.connections_;
+        server.changed_.notify_all();
+      }
+    } counted(*this);
+    std::string buffer;  // at most head_bytes_max
+    for (bool more = true; more;) {
+      auto head = co_await rt::with_deadline(rt_.loop, rt_.loop.now() + options_.head_max, read_head(*stream, buffer),
+                                             "request head");
+      HttpRequest request;
+      if (head) {
+        request = parse_http_head(std::string_view(buffer).substr(0, *head));
+        buffer.erase(0, *head);
+      } else if (head.error().code == Errc::kDeadline && !buffer.empty()) {
+        request.error = 408;
+      } else if (head.error().code == Errc::kInvalid) {
+        request.error = 431;
+      } else {
+        co_return fail(std::move(head).error());  // gone, or idle for too long
+      }
+      ++requests_;
+      more = request.error == 0 && request.keep_alive;
+      const auto reply = answer(request);
+      const auto text = head_of(reply, more);
+      std::vector<std::span<const std::byte>> pieces = {bytes_of(text)};
+      if (request.method != "HEAD") pieces.push_back(bytes_of(reply.body));
+      CO_CHECK_OK(co_await rt::with_deadline(rt_.loop, rt_.loop.now() + options_.write_max,
+                                             stream->write_all(std::move(pieces)), "reply"));
+    }
     co_return {};
   }
 
-  Task<void> exchange(rt::Stream& stream) {
-    std::string request;
-    std::array<std::byte, 2048> buffer;
-    HttpReply reply;
-    bool head = false;
+  /// The size of the head at the start of `buffer`. errors: kInvalid  longer than allowed
+  Task<std::size_t> read_head(rt::Stream& stream, std::string& buffer) {
     for (;;) {
-      CO_TRY(const auto size, co_await stream.read_some(buffer));
-      if (size == 0) co_return {};
-      request += text_of(std::span(buffer).first(size));
-      if (request.find("\r\n\r\n") != request.npos) {
-        const auto line = parse(std::string_view(request).substr(0, request.find("\r\n")));
-        if (const auto* status = std::get_if<int>(&line)) {
-          reply = refusal(*status);
-        } else {
-          reply = answer_(std::get<RequestLine>(line).path);
-          head = std::get<RequestLine>(line).head;
-        }
-        break;
-      }
-      if (request.size() > options_.request_bytes_max) {
-        reply = refusal(431);
-        break;
-      }
+      if (const auto size = http_head_bytes(buffer); size > 0) co_return size;
+      if (buffer.size() >= options_.head_bytes_max) co_return fail(Errc::kInvalid, "head too large");
+      std::array<std::byte, 2048> bytes;
+      const auto room = std::min(bytes.size(), options_.head_bytes_max - buffer.size());
+      CO_TRY(const auto got, co_await stream.read_some(std::span(bytes).first(room)));
+      if (got == 0) co_return fail(Errc::kUnavailable, "closed by the peer");
+      buffer += text_of(std::span(bytes).first(got));
     }
-    std::string text = "HTTP/1.1 " + std::to_string(reply.status) + " " + std::string(reason_of(reply.status)) +
-                       "\r\nContent-Type: " + reply.type + "\r\nContent-Length: " + std::to_string(reply.body.size()) +
-                       "\r\nConnection: close\r\n\r\n";
-    if (!head) text += reply.body;
-    co_return co_await stream.write_all({bytes_of(text)});
   }
 
-  rt::Runtime runtime_;
-  Answer answer_;
-  Options options_;
-  rt::Semaphore places_;
+  HttpReply answer(const HttpRequest& request) const {
+    if (request.error != 0) return refusal(request.error);
+    if (request.method != "GET" && request.method != "HEAD") return refusal(405);
+    return answer_(request.path);
+  }
+
+  rt::Runtime rt_;
+  const Options options_;
+  const Answer answer_;
   std::list<std::unique_ptr<rt::Listener>> listeners_;
-  rt::Scope tasks_;  // last: its frames use the rest
+  std::uint64_t connections_ = 0, requests_ = 0;
+  rt::Signal changed_;
+  rt::Scope tasks_;  // last: its coroutines use all of the above
 };
 
 }  // namespace
 
 std::unique_ptr<HttpServer> HttpServer::create(rt::Runtime runtime, Answer answer, Options options) {
-  return std::make_unique<ServerImpl>(runtime, std::move(answer), options);
+  return std::make_unique<ServerImpl>(runtime, std::move(options), std::move(answer));
 }
 
 }  // namespace cairn::server
