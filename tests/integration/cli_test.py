@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""The command line against a real daemon, as a user's scripts see it: files in, the same bytes out, exit codes, JSON.
+
+    BIN=build/release/bin tests/integration/cli_test.py [-v] [Cli.test_name]
+"""
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BIN = pathlib.Path(os.environ.get("BIN", "build/release/bin")).resolve()
+BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "U8": 8, "I8": 8, "F8_E4M3": 8, "I16": 16, "BF16": 16, "F16": 16, "I32": 32,
+        "F32": 32, "C64": 64, "F64": 64, "I64": 64}
+
+
+def safetensors(tensors, metadata=None, seed=0, pad=0):
+    """Bytes of a file with tensors {name: (dtype, shape)} in that order, of random content."""
+    rng = random.Random(seed)
+    header, data = {}, b""
+    if metadata is not None:
+        header["__metadata__"] = metadata
+    for name, (dtype, shape) in tensors.items():
+        count = 1
+        for size in shape:
+            count *= size
+        size = count * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
+        data += rng.randbytes(size)
+    text = json.dumps(header).encode() + b" " * pad  # with spaces after ',' and ':', unlike Cairn's own writer
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def tree(folder):
+    """Relative path -> bytes of all files."""
+    folder = pathlib.Path(folder)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Cli(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.work = pathlib.Path(tempfile.mkdtemp(prefix="cairn-cli-"))
+        cls.daemon_log = open(cls.work / "cairnd.log", "wb")
+        cls.daemon = subprocess.Popen(
+            [BIN / "cairnd", "--data", cls.work / "data", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+            stdout=subprocess.PIPE, stderr=cls.daemon_log, text=True)
+        line = cls.daemon.stdout.readline()
+        if not line.startswith("cairnd ready"):
+            cls.daemon.kill()
+            raise RuntimeError(f"no ready line: {line!r} {(cls.work / 'cairnd.log').read_text()}")
+        cls.server = dict(word.split("=", 1) for word in line.split()[2:])["listen"]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.daemon.send_signal(signal.SIGTERM)
+        code = cls.daemon.wait(timeout=60)
+        cls.daemon.stdout.close()
+        cls.daemon_log.close()
+        shutil.rmtree(cls.work)
+        assert code == 0, f"cairnd ended with {code}"
+
+    def setUp(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(dir=self.work))
+        self.bucket = self.dir.name.replace("_", "-")
+
+    def run_cairn(self, *args, code=0, stdin=b"", server=None):
+        env = dict(os.environ, CAIRN_SERVER=server or self.server)
+        done = subprocess.run([BIN / "cairn", *map(str, args)], input=stdin, capture_output=True, env=env, timeout=120)
+        self.assertEqual(done.returncode, code, f"cairn {args}: {done.stderr.decode()}")
+        if code != 0:
+            self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)  # errors are one line
+            self.assertTrue(done.stderr.startswith(b"cairn"), done.stderr)
+        else:
+            self.assertEqual(done.stderr, b"")
+        return done
+
+    def text(self, *args, **kwargs):
+        return self.run_cairn(*args, **kwargs).stdout.decode()
+
+    def error(self, *args, code):
+        return self.run_cairn(*args, code=code).stderr.decode()
+
+    def json(self, *args):
+        return json.loads(self.text(*args, "--json"))
+
+    def json_lines(self, *args):
+        return [json.loads(line) for line in self.text(*args, "--json").splitlines()]
+
+    def make_bucket(self):
+        self.run_cairn("bucket", "create", self.bucket)
+        return self.bucket
+
+    def write(self, name, data):
+        path = self.dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return path
+
+    # ---- usage ----
+
+    def test_every_command_has_help_with_an_example(self):
+        for words in ["", "bucket", "bucket create", "bucket ls", "bucket show", "bucket rm", "put", "get", "ls", "stat",
+                      "rm", "ckpt", "ckpt save", "ckpt restore", "ckpt ls", "ckpt show", "ckpt verify", "ckpt rm"]:
+            self.assertIn("Example: cairn", self.text(*words.split(), "--help"), words)
+
+    def test_wrong_usage_is_exit_2(self):
+        for words in ["", "frob", "bucket", "bucket frob", "put x", "ckpt save b/r x", "ckpt save b/r --step -1 x",
+                      "ckpt save b/r --step 99999999999999999999 x", "ckpt save b/r --step 1.5 x", "ckpt rm b/r",
+                      "ckpt rm b/r --step 1 --after 2", "ckpt ls b c", "ls b/k", "ckpt show b",
+                      "ckpt restore b/../r d", "bucket create a/b", "get cairn://b/k - --range 9-5"]:
+            self.run_cairn(*words.split(), code=2)
+
+    def test_no_daemon_is_exit_7_and_says_where_it_looked(self):
+        self.assertIn("127.0.0.1:1", self.error("bucket", "ls", "--server", "127.0.0.1:1", code=7))
+
+    # ---- buckets ----
+
+    def test_buckets(self):
+        self.run_cairn("bucket", "create", self.bucket)
+        self.run_cairn("bucket", "create", self.bucket, code=4)
+        self.assertIn(self.bucket, [b["bucket"] for b in self.json_lines("bucket", "ls")])
+        self.assertIn(self.bucket, self.text("bucket", "ls"))
+        self.assertEqual(self.json("bucket", "show", self.bucket)["copies"], 1)
+        self.assertIn(self.bucket, self.text("bucket", "show", self.bucket))
+        self.run_cairn("put", "-", f"cairn://{self.bucket}/k", stdin=b"x")
+        self.run_cairn("bucket", "rm", self.bucket, code=4)
+        self.run_cairn("rm", f"cairn://{self.bucket}/k")
+        self.run_cairn("bucket", "rm", self.bucket)
+        self.run_cairn("bucket", "show", self.bucket, code=3)
+        self.run_cairn("put", "-", f"cairn://{self.bucket}/k", code=3)
+
+    # ---- objects ----
+
+    def test_objects_of_any_size_come_back(self):
+        url = f"cairn://{self.make_bucket()}/"
+        rng = random.Random(1)
+        for size in [0, 1, 65535, 65536, 65537, 3_000_001, 40_000_000]:
+            data = rng.randbytes(size)
+            source = self.write("in", data)
+            self.run_cairn("put", source, f"{url}k{size}")
+            self.run_cairn("get", f"{url}k{size}", self.dir / "out")
+            self.assertEqual((self.dir / "out").read_bytes(), data)
+            self.assertEqual(self.json("stat", f"{url}k{size}")["size"], size)
+            if size < 4_000_000:
+                self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-").stdout, data)
+                a, b = size // 3, size - size // 4
+                self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-", "--range", f"{a}-{b}").stdout, data[a:b])
+                self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-", "--range", f"{a}-").stdout, data[a:])
+        self.run_cairn("get", f"{url}k1", "-", "--range", "2-3", code=2)
+
+    def test_objects_are_put_from_stdin_once_if_asked_listed_and_removed(self):
+        url = f"cairn://{self.make_bucket()}/"
+        self.run_cairn("put", "-", url + "a/1", stdin=b"one")
+        self.run_cairn("put", "-", url + "a/2", stdin=b"two")
+        self.run_cairn("put", "-", url + "b", stdin=b"three")
+        self.run_cairn("put", "-", url + "b", "--if-absent", code=4)
+        self.run_cairn("put", "-", url + "b", stdin=b"four")
+        self.assertEqual([o["key"] for o in self.json_lines("ls", url)], ["a/1", "a/2", "b"])
+        self.assertEqual([o["size"] for o in self.json_lines("ls", url + "a/")], [3, 3])
+        self.assertIn("a/2", self.text("ls", url))
+        self.assertEqual(self.run_cairn("get", url + "b", "-").stdout, b"four")
+        self.run_cairn("rm", url + "b")
+        for command in [["get", url + "b", "-"], ["stat", url + "b"]]:
+            self.run_cairn(*command, code=3)
+
+    def test_a_failed_get_leaves_the_old_file_and_nothing_else(self):
+        url = f"cairn://{self.make_bucket()}/"
+        self.write("out", b"old")
+        self.run_cairn("get", url + "absent", self.dir / "out", code=3)
+        self.assertEqual(tree(self.dir), {"out": b"old"})
+        self.run_cairn("put", self.dir / "nothing", url + "k", code=3)
+        self.run_cairn("put", self.dir, url + "k", code=2)
+
+    # ---- checkpoints ----
+
+    def sharded_folder(self):
+        one = {"embed": ("BF16", [128, 64]), "scalar": ("F32", []), "empty": ("I64", [0, 7]), "h.0": ("F32", [33, 5])}
+        two = {"h.1": ("F32", [33, 5]), "tiny": ("F4", [6]), "six": ("F6_E2M3", [4]), "flag": ("BOOL", [3, 1]),
+               "h.caf\u00e9": ("F8_E4M3", [2, 2])}
+        self.write("in/model-00001-of-00002.safetensors", safetensors(one, {"format": "pt", "z": "\u00e9\n"}, 1))
+        self.write("in/model-00002-of-00002.safetensors", safetensors(two, None, 2, pad=5))
+        index = {"metadata": {"total_size": 1}, "weight_map":
+                 {**{t: "model-00001-of-00002.safetensors" for t in one}, **{t: "model-00002-of-00002.safetensors" for t in two}}}
+        self.write("in/model.safetensors.index.json", json.dumps(index).encode())
+        self.write("in/config.json", b'{"a": 1}')
+        self.write("in/tokenizer/vocab.txt", b"a\nb\n")
+        self.write("in/tokenizer/nothing", b"")
+        return self.dir / "in"
+
+    def test_a_sharded_folder_comes_back_byte_for_byte(self):
+        run = self.make_bucket() + "/jobs/llama"
+        folder = self.sharded_folder()
+        saved = self.json("ckpt", "save", run, "--step", 7, folder)
+        self.assertEqual((saved["step"], saved["files"], saved["tensors"]), (7, 6, 9))
+        self.run_cairn("ckpt", "restore", run, self.dir / "out")
+        self.assertEqual(tree(self.dir / "out"), tree(folder))
+        self.assertEqual(sorted(os.listdir(self.dir)), ["in", "out"])  # no temporary names are left
+        # Into an empty folder too, but not over what is there.
+        (self.dir / "empty").mkdir()
+        self.run_cairn("ckpt", "restore", run, self.dir / "empty", "--step", 7)
+        self.assertEqual(tree(self.dir / "empty"), tree(folder))
+        self.run_cairn("ckpt", "restore", run, self.dir / "out", code=4)
+        self.run_cairn("ckpt", "restore", run, self.dir / "in/config.json", code=4)
+        self.assertEqual(tree(self.dir / "out"), tree(folder))
+
+    def test_steps_are_listed_shown_verified_and_removed(self):
+        bucket = self.make_bucket()
+        run = bucket + "/r"
+        folder = self.sharded_folder()
+        for step in [3, 10, 20, 30]:
+            self.run_cairn("ckpt", "save", run, "--step", step, folder)
+        self.run_cairn("ckpt", "save", bucket + "/other", "--step", 1, folder / "config.json")
+        self.assertEqual([(s["run"], s["step"]) for s in self.json_lines("ckpt", "ls", run)],
+                         [(run, 3), (run, 10), (run, 20), (run, 30)])
+        self.assertEqual({(s["run"], s["step"]) for s in self.json_lines("ckpt", "ls", bucket)},
+                         {(run, 3), (run, 10), (run, 20), (run, 30), (bucket + "/other", 1)})
+        self.assertIn("30", self.text("ckpt", "ls", run))
+        shown = self.json("ckpt", "show", run)
+        self.assertEqual(shown["step"], 30)
+        self.assertEqual({t["name"]: t["shape"] for t in shown["tensor_list"]}["h.1"], [33, 5])
+        self.assertEqual({f["name"]: f["kind"] for f in shown["file_list"]}["config.json"], "blob")
+        self.assertIn("embed", self.text("ckpt", "show", run, "--step", 3))
+        self.assertEqual([(s["step"], s["ok"]) for s in self.json_lines("ckpt", "verify", run)],
+                         [(3, True), (10, True), (20, True), (30, True)])
+        self.assertIn("step 10: ok", self.text("ckpt", "verify", run, "--step", 10))
+        self.run_cairn("ckpt", "rm", run, "--step", 3)
+        self.assertEqual(self.json("ckpt", "rm", run, "--after", 10)["removed"], 2)
+        self.assertEqual([s["step"] for s in self.json_lines("ckpt", "ls", run)], [10])
+        for command in [["rm", run, "--step", 3], ["show", run, "--step", 3], ["verify", run, "--step", 3],
+                        ["restore", run, self.dir / "x", "--step", 3], ["show", bucket + "/none"],
+                        ["verify", bucket + "/none"]]:
+            self.run_cairn("ckpt", *command, code=3)
+        self.assertFalse((self.dir / "x").exists())
+
+    def test_a_committed_step_is_replaced_only_when_asked(self):
+        run = self.make_bucket() + "/r"
+        a, b = self.write("a/f", b"first"), self.write("b/f", b"second")
+        self.run_cairn("ckpt", "save", run, "--step", 1, a)
+        self.run_cairn("ckpt", "save", run, "--step", 1, b, code=4)
+        self.run_cairn("ckpt", "restore", run, self.dir / "o1")
+        self.assertEqual(tree(self.dir / "o1"), {"f": b"first"})
+        self.run_cairn("ckpt", "save", run, "--step", 1, b, "--overwrite")
+        self.run_cairn("ckpt", "restore", run, self.dir / "o2")
+        self.assertEqual(tree(self.dir / "o2"), {"f": b"second"})
+
+    def test_tensors_can_be_chosen(self):
+        run = self.make_bucket() + "/r"
+        folder = self.sharded_folder()
+        self.run_cairn("ckpt", "save", run, "--step", 1, folder)
+        self.run_cairn("ckpt", "restore", run, self.dir / "out", "--tensor", "h.*", "--tensor", "tiny")
+        out = tree(self.dir / "out")
+        self.assertEqual(sorted(out), ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+                                       "model.safetensors.index.json"])
+        found = {}
+        for name in list(out)[:2]:
+            length = struct.unpack("<Q", out[name][:8])[0]
+            header = json.loads(out[name][8:8 + length])
+            source = tree(folder)[name]
+            source_length = struct.unpack("<Q", source[:8])[0]
+            source_header = json.loads(source[8:8 + source_length])
+            self.assertEqual(header.pop("__metadata__", None), source_header.get("__metadata__"))
+            for tensor, info in header.items():
+                a, b = info["data_offsets"]
+                c, d = source_header[tensor]["data_offsets"]
+                self.assertEqual(out[name][8 + length + a:8 + length + b], source[8 + source_length + c:8 + source_length + d])
+                found[tensor] = name
+        self.assertEqual(sorted(found), ["h.0", "h.1", "h.caf\u00e9", "tiny"])
+        self.assertEqual(json.loads(out["model.safetensors.index.json"])["weight_map"], found)
+        self.run_cairn("ckpt", "restore", run, self.dir / "none", "--tensor", "nothing*", code=3)
+        self.assertFalse((self.dir / "none").exists())
+
+    def test_files_larger_than_a_piece_come_back(self):
+        run = self.make_bucket() + "/r"
+        rng = random.Random(3)
+        self.write("in/big.bin", rng.randbytes(70_000_000))
+        big = safetensors({"a": ("F32", [3, 1000, 6000]), "b": ("U8", [5])}, None, 4)
+        self.write("in/big.safetensors", big)
+        self.run_cairn("ckpt", "save", run, "--step", 1, self.dir / "in")
+        self.run_cairn("ckpt", "verify", run)
+        self.run_cairn("ckpt", "restore", run, self.dir / "out")
+        for name, data in tree(self.dir / "in").items():
+            self.assertEqual(hashlib.sha256((self.dir / "out" / name).read_bytes()).hexdigest(),
+                             hashlib.sha256(data).hexdigest(), name)
+
+    def test_malformed_files_are_refused_and_nothing_is_stored(self):
+        run = self.make_bucket() + "/r"
+        good = safetensors({"a": ("U8", [4])})
+        header = lambda text, data=b"": struct.pack("<Q", len(text)) + text + data
+        cases = {
+            "HeaderTooSmall": b"short",
+            "InvalidHeaderLength": struct.pack("<Q", 999) + b"{}",
+            "InvalidHeaderStart": header(b"[]"),
+            "MetadataIncompleteBuffer": good + b"x",
+            "InvalidOffset": header(b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"xx"),
+            "duplicate key": header(b'{"a":{"dtype":"U8","shape":[1],"dtype":"U8","data_offsets":[0,1]}}', b"x"),
+            "ValidationOverflow": header(b'{"a":{"dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0]}}'),
+            "MisalignedSlice": header(b'{"a":{"dtype":"F4","shape":[3],"data_offsets":[0,1]}}', b"x"),
+        }
+        for reason, data in cases.items():
+            path = self.write("bad.safetensors", data)
+            message = self.error("ckpt", "save", run, "--step", 1, path, code=2)
+            self.assertIn(reason, message)
+            self.assertIn("bad.safetensors", message)
+        self.write("in/one.safetensors", good)
+        self.write("in/two.safetensors", good)
+        self.assertIn("tensor 'a' is in both", self.error("ckpt", "save", run, "--step", 1, self.dir / "in", code=2))
+        self.write("part/model.safetensors.index.json", b'{"weight_map":{"w":"absent.safetensors"}}')
+        self.assertIn("folder complete", self.error("ckpt", "save", run, "--step", 1, self.dir / "part", code=2))
+        self.run_cairn("ckpt", "save", run, "--step", 1, self.dir / "nothing", code=3)
+        self.assertEqual(self.json_lines("ckpt", "ls", self.bucket), [])
+
+    def test_an_older_launch_of_a_job_is_refused(self):
+        run = self.make_bucket() + "/r"
+        path = self.write("f", b"x")
+        self.run_cairn("ckpt", "save", run, "--step", 1, path, "--launch", "job:2")
+        self.run_cairn("ckpt", "save", run, "--step", 2, path, "--launch", "job:1", code=4)
+        self.run_cairn("ckpt", "save", run, "--step", 2, path, "--launch", "job:2")
+        self.run_cairn("ckpt", "save", run, "--step", 3, path, "--launch", "job:x", code=2)
+        self.assertEqual([s["step"] for s in self.json_lines("ckpt", "ls", run)], [1, 2])
+
+    def test_an_unknown_bucket_is_not_found(self):
+        path = self.write("f", b"x")
+        for command in [["ckpt", "save", "absent/r", "--step", 1, path], ["ckpt", "ls", "absent"], ["ckpt", "ls", "absent/r"],
+                        ["ckpt", "show", "absent/r"], ["ls", "cairn://absent/"]]:
+            self.run_cairn(*command, code=3)
+
+
+if __name__ == "__main__":
+    sys.exit(unittest.main())
