@@ -20,6 +20,22 @@ constexpr StorageBug kStorageBugs[] = {
      &storage::PlantedBugs::append_foreign_segment},
 };
 
+struct SaveBug {
+  const char* name;
+  const char* what;
+  bool server::SaveBugs::* flag;
+};
+constexpr SaveBug kSaveBugs[] = {
+    {"begin_unfenced", "begin compares neither run_epoch nor launch", &server::SaveBugs::begin_unfenced},
+    {"commit_unfenced", "commit does not compare the run_epoch", &server::SaveBugs::commit_unfenced},
+    {"coverage_off", "boxes, holders and tokens are not proved", &server::SaveBugs::coverage_off},
+    {"commit_early", "a step commits when one rank has not sealed yet", &server::SaveBugs::commit_early},
+    {"existing_unseen", "an existing chunk id is accepted without comparing its bytes",
+     &server::SaveBugs::existing_unseen},
+    {"absence_is_death", "garbage: no answer, or one after a loss, counts as dead", &server::SaveBugs::absence_is_death},
+    {"ask_once", "garbage: the question is not asked again after the grace time", &server::SaveBugs::ask_once},
+};
+
 }  // namespace
 
 storage::PlantedBugs storage_bugs(const std::string& bug) {
@@ -29,9 +45,17 @@ storage::PlantedBugs storage_bugs(const std::string& bug) {
   return bugs;
 }
 
+server::SaveBugs save_bugs(const std::string& bug) {
+  server::SaveBugs bugs;
+  for (const auto& known : kSaveBugs)
+    if (bug == known.name) bugs.*known.flag = true;
+  return bugs;
+}
+
 std::vector<BugName> planted_bugs() {
   std::vector<BugName> out;
   for (const auto& known : kStorageBugs) out.push_back({known.name, known.what, "storage"});
+  for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, "checkpoint"});
   return out;
 }
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "server/checkpoints/save_bugs.h"
 #include "storage/committer/committer.h"
 #include "tests/sim/workload.h"
 
@@ -9,5 +10,7 @@ namespace cairn::sim {
 
 /// The switch of the storage engine that `bug` names; none for other names.
 storage::PlantedBugs storage_bugs(const std::string& bug);
+/// The same of the server.
+server::SaveBugs save_bugs(const std::string& bug);
 
 }  // namespace cairn::sim

@@ -204,6 +204,11 @@ bool IndexImage::come_back_older(std::size_t batches) {
 std::size_t IndexImage::unsynced_batches() const {
   return state_->unsynced();
 }
+std::vector<std::string> IndexImage::keys(Table table) const {
+  std::vector<std::string> out;
+  for (const auto& [key, _] : state_->table(table)) out.push_back(key);
+  return out;
+}
 std::size_t IndexImage::size(Table table) const {
   return state_->table(table).size();
 }

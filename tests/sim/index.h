@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "storage/index/index.h"
 #include "tests/sim/world.h"
@@ -42,6 +43,7 @@ class IndexImage {
 
   std::size_t unsynced_batches() const;
   std::size_t size(storage::Table table) const;
+  std::vector<std::string> keys(storage::Table table) const;  // sorted; for assertions
 
   struct Counts {
     std::uint64_t commits = 0, syncs = 0, gets = 0, scans = 0;

@@ -52,7 +52,8 @@ struct Arguments {
 
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .trace = std::move(trace)};
-  return run_storage_workload(std::move(options));
+  return args.workload == "storage" ? run_storage_workload(std::move(options))
+                                    : run_checkpoint_workload(std::move(options));
 }
 
 std::optional<std::uint64_t> number(const char* text) {

@@ -18,6 +18,9 @@ Swarm draw_swarm(std::uint64_t seed) {
   s.bad_saves = draw.chance(0.3);
   s.removals = draw.chance(0.4);
   s.zombies = draw.chance(0.4);
+  if (draw.chance(0.4)) s.liveness_lies = rate(0.5);
+  s.garbage_grace = std::chrono::milliseconds(draw.between(1000, 20'000));
+  s.garbage_interval = std::chrono::milliseconds(draw.between(200, 5000));
 
   if (on()) s.daemon_kills = static_cast<std::uint32_t>(draw.between(1, 4));
   s.power_loss = on();
@@ -90,6 +93,7 @@ std::string Swarm::text() const {
   flag(bad_saves, "bad_saves");
   flag(removals, "removals");
   flag(zombies, "zombies");
+  rate(liveness_lies, "liveness_lies");
   if (daemon_kills > 0) out += " daemon_kills=" + std::to_string(daemon_kills);
   flag(power_loss, "power_loss");
   flag(silent_death, "silent_death");

@@ -1,0 +1,122 @@
+#include "tests/sim/daemon.h"
+
+#include <set>
+
+#include "proto/rpc/rpc.h"
+#include "server/daemon/daemon.h"
+#include "storage/target/target.h"
+#include "tests/sim/bugs.h"
+#include "tests/sim/net.h"
+
+namespace cairn::sim {
+
+/// In the order in which they are made; destroyed the other way round.
+struct SimDaemon::Process {
+  std::unique_ptr<rt::UnitPool> units;
+  std::unique_ptr<storage::Target> target;
+  std::unique_ptr<server::Daemon> daemon;
+  std::unique_ptr<rpc::Server> server;
+};
+
+/// The first answer about an owner may be none, or wrong in the ways that protocol.md 7 guards against.
+class SimDaemon::LyingLiveness final : public server::Liveness {
+ public:
+  LyingLiveness(std::unique_ptr<server::Liveness> honest, SimDaemon& daemon)
+      : honest_(std::move(honest)), daemon_(daemon) {}
+  Task<server::Answer> ask(OwnerId owner) override {
+    const bool first = asked_.insert(owner).second;
+    if (!first || !daemon_.lies_.chance(daemon_.options_.liveness_lies)) return honest_->ask(owner);
+    return lie(owner, daemon_.lies_.below(3));
+  }
+
+ private:
+  static Task<server::Answer> lie(OwnerId owner, std::uint64_t kind) {
+    server::Answer answer;
+    answer.loss = owner.loss();
+    if (kind == 0) co_return answer;  // none
+    answer.kind = server::Answer::Kind::kAbsent;
+    if (kind == 1) ++answer.loss;  // of a group that has lost records
+    co_return answer;
+  }
+  std::unique_ptr<server::Liveness> honest_;
+  SimDaemon& daemon_;
+  std::set<OwnerId> asked_;
+};
+
+SimDaemon::SimDaemon(World& world, Options options)
+    : world_(world),
+      options_(std::move(options)),
+      node_(world.make_node("daemon")),
+      disk_(world.make_disk("d0", {.capacity_bytes = options_.capacity_bytes})),
+      index_(world.make_index("i0")),
+      lies_(world.seed(), "lies") {}
+
+Task<void> SimDaemon::run(SimDaemon* self) {
+  const auto& options = self->options_;
+  auto runtime = self->node_.runtime();
+  auto owned = std::make_unique<Process>();
+  auto& p = self->node_.hold(std::move(owned));
+
+  CO_TRY(p.units, rt::UnitPool::create(self->node_, 48, 64 * kKiB));
+  auto disk = self->disk_.attach(self->node_);
+  CO_CHECK_OK(co_await storage::Target::check(*disk));
+  storage::Target::Options target;
+  target.chunks.segment_bytes = options.segment_bytes;
+  target.chunks.ballast_bytes = 1 * kMiB;
+  target.bugs = storage_bugs(options.bug);
+  CO_TRY(p.target, co_await storage::Target::open(runtime, std::move(disk), self->index_.attach(self->node_), *p.units,
+                                                  target));
+
+  server::Daemon::Options daemon;
+  daemon.node = "daemon";
+  daemon.addresses = {self->address()};
+  daemon.garbage.grace = options.garbage_grace;
+  daemon.garbage.interval = options.garbage_interval;
+  daemon.checkpoints.index_chunk_bytes = 64 * kKiB;
+  daemon.bugs = save_bugs(options.bug);
+  daemon.wrap_liveness = [self](std::unique_ptr<server::Liveness> honest) -> std::unique_ptr<server::Liveness> {
+    return std::make_unique<LyingLiveness>(std::move(honest), *self);
+  };
+  CO_TRY(p.daemon, co_await server::Daemon::create(runtime, *p.target, *p.units, std::move(daemon)));
+
+  rpc::Server::Options server;
+  server.node = "daemon";
+  server.cluster = p.daemon->cluster();
+  p.server = rpc::Server::create(runtime, *p.units, std::move(server), p.daemon->handler(), p.daemon->stale_map());
+  CO_TRY(auto listener, runtime.net.listen(self->address()));
+  p.server->serve(std::move(listener));
+  self->process_ = &p;
+  if (self->world_.tracing()) self->world_.trace("daemon", "ready");
+  co_return {};
+}
+
+void SimDaemon::start() {
+  node_.spawn(run(this), [this](Result<void> opened) {
+    if (opened) return;
+    last_error_ = opened.error().message;
+    if (world_.tracing()) world_.trace("daemon", "does not open: " + last_error_);
+    if (opened.error().code == Errc::kDataLoss) {
+      refused_ = std::move(opened).error();
+      return;
+    }
+    // The process ends with its error; the supervisor starts it again.
+    world_.after(rt::Duration(0), [this, incarnation = node_.incarnation()] {
+      if (node_.alive() && node_.incarnation() == incarnation) kill(Death::kProcess, false, std::chrono::seconds(1));
+    });
+  });
+}
+
+void SimDaemon::kill(Death death, bool silent, rt::Duration down) {
+  process_ = nullptr;
+  node_.kill(death, silent);
+  world_.after(down, [this] {
+    node_.restart();
+    start();
+  });
+}
+
+bool SimDaemon::fail_stopped() const {
+  return process_ != nullptr && process_->daemon->failure().has_value();
+}
+
+}  // namespace cairn::sim
