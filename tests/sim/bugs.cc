@@ -32,7 +32,8 @@ constexpr SaveBug kSaveBugs[] = {
     {"commit_early", "a step commits when one rank has not sealed yet", &server::SaveBugs::commit_early},
     {"existing_unseen", "an existing chunk id is accepted without comparing its bytes",
      &server::SaveBugs::existing_unseen},
-    {"absence_is_death", "garbage: no answer, or one after a loss, counts as dead", &server::SaveBugs::absence_is_death},
+    {"absence_is_death", "garbage: no answer, or one after a loss, counts as dead",
+     &server::SaveBugs::absence_is_death},
     {"ask_once", "garbage: the question is not asked again after the grace time", &server::SaveBugs::ask_once},
 };
 

@@ -64,8 +64,8 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   target.chunks.segment_bytes = options.segment_bytes;
   target.chunks.ballast_bytes = 1 * kMiB;
   target.bugs = storage_bugs(options.bug);
-  CO_TRY(p.target, co_await storage::Target::open(runtime, std::move(disk), self->index_.attach(self->node_), *p.units,
-                                                  target));
+  CO_TRY(p.target,
+         co_await storage::Target::open(runtime, std::move(disk), self->index_.attach(self->node_), *p.units, target));
 
   server::Daemon::Options daemon;
   daemon.node = "daemon";

@@ -22,8 +22,9 @@ class SimDaemon {
     std::uint64_t capacity_bytes = 256 * kMiB;
     rt::Duration garbage_grace = std::chrono::seconds(20);
     rt::Duration garbage_interval = std::chrono::seconds(5);
-    double liveness_lies = 0;  // of first answers about an owner: none, or "absent", or that of a group that lost records
-    std::string bug;           // a planted one, by name
+    double liveness_lies =
+        0;            // of first answers about an owner: none, or "absent", or that of a group that lost records
+    std::string bug;  // a planted one, by name
   };
   SimDaemon(World& world, Options options);
 

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -340,9 +341,14 @@ int run_many(Arguments args) {
   for (auto& worker : workers) stop(worker, worker.seed.has_value());
 
   const auto seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  // By the time of the processor: the machine may be busy with other things.
+  rusage used{};
+  getrusage(RUSAGE_CHILDREN, &used);
+  const auto cpu = static_cast<double>(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
+                   static_cast<double>(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
   std::printf("%" PRIu64 " seeds in %.1f s: %.0f seeds a minute and core; %" PRIu64 " events, %" PRIu64
               " commits, %" PRIu64 " restores; %" PRIu64 " seeds run twice\n",
-              tally.seeds, seconds, static_cast<double>(tally.seeds) * 60 / seconds / args.jobs, tally.events,
+              tally.seeds, seconds, static_cast<double>(tally.seeds) * 60 / std::max(cpu, 0.001), tally.events,
               tally.commits, tally.restores, tally.twice);
   std::printf("faults:");
   for (std::size_t i = 0; i < kFaultCount; ++i)

@@ -20,11 +20,11 @@ struct Swarm {
   std::uint32_t saves_max = 3;
   std::uint32_t tensor_bytes_max = 40'000;
   std::uint32_t segment_bytes = 4 << 20;
-  bool bad_saves = false;  // some ranks leave a gap or overlap
-  bool removals = false;   // an administrator removes steps meanwhile
+  bool bad_saves = false;    // some ranks leave a gap or overlap
+  bool removals = false;     // an administrator removes steps meanwhile
   double liveness_lies = 0;  // wrong or missing answers to the garbage collector, which it must survive
   rt::Duration garbage_grace = std::chrono::seconds(20), garbage_interval = std::chrono::seconds(5);
-  bool zombies = false;    // older launches go on while newer ones open the run
+  bool zombies = false;  // older launches go on while newer ones open the run
 
   // Faults.
   std::uint32_t daemon_kills = 0;
