@@ -6,7 +6,7 @@
 #
 #   BIN     folder of the built programs
 #   WORK    an empty folder on a real disk for data and logs (default: a new one, removed at the end); about 1 GB
-#   ROWS    size of the model's table (16381 rows: a checkpoint of 37 MB)
+#   ROWS    size of the model's table (16381 rows: a checkpoint of 35 MiB)
 set -euo pipefail
 export LC_ALL=C # numbers with a point
 
@@ -59,11 +59,12 @@ die() {
 }
 
 start_daemon() {
+  rm -f "$WORK/cairnd.out" # or the line of the daemon before could be read
   "$BIN/cairnd" --data "$WORK/data" --listen 127.0.0.1:0 --http 127.0.0.1:0 > "$WORK/cairnd.out" 2>> "$WORK/cairnd.log" &
   daemon=$!
   local address=
   while [ -z "$address" ]; do
-    address="$(sed -nE 's/^cairnd ready listen=([^ ]+) .*/\1/p' "$WORK/cairnd.out")"
+    address="$(sed -nE 's/^cairnd ready listen=([^ ]+) .*/\1/p' "$WORK/cairnd.out" 2> /dev/null || true)"
     if [ -z "$address" ] && ! kill -0 "$daemon" 2> /dev/null; then
       cat "$WORK/cairnd.out" "$WORK/cairnd.log" >&2
       daemon=
@@ -80,7 +81,8 @@ train() {
   local log="$1" status=0 reader
   shift
   echo "\$ cairn_char_lm $*"
-  "$BIN/cairn_char_lm" "$@" > "$log" 2>&1 &
+  : > "$log" # before tail opens it: the line below runs in another process
+  "$BIN/cairn_char_lm" "$@" >> "$log" 2>&1 &
   launcher=$!
   tail -n +1 -f -s 0.1 --pid=$launcher "$log" &
   reader=$!
@@ -123,9 +125,10 @@ echo "the ranks say:"
 grep staged "$status" | sed 's/^/  /'
 mapfile -t ranks < <(sed -nE 's/^rank=[0-9]+ pid=//p' "$status")
 echo "\$ kill -9 ${ranks[*]} $daemon"
-kill -9 "${ranks[@]}" "$daemon"
-wait "$launcher" 2> /dev/null || true
-wait "$daemon" 2> /dev/null || true
+{
+  kill -9 "${ranks[@]}" "$daemon"
+  wait "$launcher" "$daemon"
+} 2> /dev/null || true # the shell's own words on jobs that were killed
 launcher="" daemon=""
 tail -n 1 "$WORK/killed.out"
 
@@ -151,7 +154,7 @@ if [ -z "$reference" ] || [ "$reference" != "$resumed" ]; then die "the weights 
 echo "Equal, bit for bit."
 
 title "7. How fast"
-# Rounds in turn, so that both see the same disk; a training of one step has the machine for itself when it saves.
+# Rounds in turn, so that both see the same disk. The last save of a training has the machine for itself.
 weights="$(sed -nE '1s/.* ([0-9]+) weights .*/\1/p' "$WORK/reference.out")"
 bytes=$((weights * 14))
 head -c $((bytes / 4)) /dev/urandom > "$WORK/part"
@@ -166,8 +169,8 @@ save_files() {
   rm -f "$WORK"/plain.?
 }
 save_cairn() { # round
-  "$BIN/cairn_char_lm" --run "demo/speed.$1" --ranks 4 --steps 1 --save-every 1 --table-rows "$ROWS" |
-    sed -nE 's/^saved .* committed after ([0-9.]+) s$/\1/p'
+  "$BIN/cairn_char_lm" --run "demo/speed.$1" --ranks 4 --steps 3 --save-every 1 --table-rows "$ROWS" |
+    sed -nE 's/^saved step 3: .* committed after ([0-9.]+) s$/\1/p'
 }
 middle() { sort -n | sed -n 2p; }
 files=() saves=()
@@ -177,9 +180,9 @@ for round in 1 2 3; do
 done
 files_middle="$(printf '%s\n' "${files[@]}" | middle)"
 saves_middle="$(printf '%s\n' "${saves[@]}" | middle)"
-megabytes=$(((bytes + 500000) / 1000000))
+mib=$(((bytes + 524288) >> 20))
 cat << TEXT
-One checkpoint ($megabytes MB) by 4 processes, nothing else running, middle of 3 rounds:
+One checkpoint ($mib MiB) by 4 processes, nothing else running, middle of 3 rounds:
   Cairn, durable and committed              $saves_middle s   (${saves[*]})
   the same bytes as plain files, fsynced    $files_middle s   (${files[*]})
   ratio                                     $(awk "BEGIN { printf \"%.2f\", $saves_middle / $files_middle }")

@@ -105,8 +105,9 @@ cairn::Result<cairn::Save> Checkpoints::begin(Trainer& trainer, bool hold) {
 }
 
 cairn::Result<void> Checkpoints::start_save(Trainer& trainer, SaveTimes& times) {
-  times.started = seconds_now();
+  times.called = seconds_now();
   if (auto done = finish_save(); !done) return done;
+  times.started = seconds_now();
   auto save = begin(trainer, false);
   if (!save) return cairn::fail(std::move(save).error());
   auto ticket = save->stage();

@@ -11,10 +11,13 @@
 
 namespace char_lm {
 
-/// Times of one save at one rank, in seconds of the steady clock, which all processes of a host share.
+/// Times of one save at one rank, in seconds of the steady clock, which all processes of a host share. 0: not yet.
 struct SaveTimes {
-  double started = 0, staged = 0, committed = 0;  // 0: not yet
-  std::uint64_t bytes = 0;                        // this rank's share
+  double called = 0;        // training stops ...
+  double started = 0;       // ... the save before is done ...
+  double staged = 0;        // ... training goes on
+  double committed = 0;     // durable, and committed by all ranks
+  std::uint64_t bytes = 0;  // this rank's share
 };
 
 /// How one rank of a training keeps its state in Cairn. One save at a time is on its way.

@@ -37,7 +37,7 @@ Board::SaveSummary Board::summary(std::size_t index) {
     const SaveTimes& times = save(index, rank);
     started = std::min(started, times.started);
     committed = std::max(committed, times.committed);
-    all.stall_seconds = std::max(all.stall_seconds, times.staged - times.started);
+    all.stall_seconds = std::max(all.stall_seconds, times.staged - times.called);
     all.bytes += times.bytes;
   }
   all.seconds = committed - started;
@@ -67,10 +67,7 @@ bool append_line(const std::string& file, const std::string& line) {
 
 std::string text_of_bytes(std::uint64_t bytes) {
   char text[32];
-  if (bytes < 1'000'000)
-    std::snprintf(text, sizeof text, "%.1f KB", static_cast<double>(bytes) / 1e3);
-  else
-    std::snprintf(text, sizeof text, "%.1f MB", static_cast<double>(bytes) / 1e6);
+  std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
   return text;
 }
 

@@ -45,7 +45,7 @@ class Board {
 /// Appends one line to a file and syncs it: who reads it knows that it happened, whatever dies next. False: errno.
 bool append_line(const std::string& file, const std::string& line);
 
-/// "12.3 MB"
+/// "12.34 MiB"
 std::string text_of_bytes(std::uint64_t bytes);
 
 }  // namespace char_lm
