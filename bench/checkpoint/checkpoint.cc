@@ -109,8 +109,6 @@ class RankWork {
   }
 
   std::string connect(std::uint64_t launch) {
-    run_.reset();
-    client_.reset();
     ClientOptions options;
     options.servers = {address_};
     options.arena_bytes = options_.arena_bytes;
@@ -292,11 +290,13 @@ int run_checkpoint(const CheckpointOptions& options) {
 
   Figures figures;
   std::string cache_method = "none";
-  std::uint64_t launch = static_cast<std::uint64_t>(now_seconds() * 1000);
+  const std::uint64_t launch = static_cast<std::uint64_t>(now_seconds() * 1000);
   const double gib = static_cast<double>(bytes) / (1ull << 30);
   const double gb = static_cast<double>(bytes) / 1e9;
   const bool restores = options.mode == "restore" || options.mode == "reshard";
   const bool comparable = options.mode != "reshard";
+  // One client for the whole job, as a trainer has: it finds a restarted daemon by itself.
+  if (auto s = together(ranks.run(kConnect, launch)); !s.failed.empty()) return fail_with("connect: " + s.failed);
   for (std::uint32_t round = 0; round <= options.rounds; ++round) {
     const std::uint64_t step = round + 1;
     const auto phase = [&](Phase p, std::uint64_t argument) { return together(ranks.run(p, argument)); };
@@ -309,7 +309,6 @@ int run_checkpoint(const CheckpointOptions& options) {
       return {};
     };
     // Cairn.
-    if (auto s = phase(kConnect, ++launch); !s.failed.empty()) return fail_with("connect: " + s.failed);
     auto before = own ? use_of(daemon.pid()) : ProcessUse{};
     const auto save = phase(kSave, step);
     if (!save.failed.empty()) return fail_with("save: " + save.failed);
@@ -326,7 +325,6 @@ int run_checkpoint(const CheckpointOptions& options) {
     Span restore;
     if (restores) {
       if (auto failed = cold(); !failed.empty()) return fail_with(failed);
-      if (auto s = phase(kConnect, ++launch); !s.failed.empty()) return fail_with("connect: " + s.failed);
       before = own ? use_of(daemon.pid()) : ProcessUse{};
       restore = phase(kRestore, step);
       if (!restore.failed.empty()) return fail_with("restore: " + restore.failed);

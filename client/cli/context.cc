@@ -29,6 +29,7 @@ Error stopped() {
 Result<Client> Context::client() {
   if (!client_) {
     ClientOptions options;
+    options.arena_prefault = false;  // one command seldom fills it
     options.servers = servers;
     TRY(client_, Client::connect(std::move(options)));
   }

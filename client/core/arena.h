@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "proto/rt/unit_pool.h"
@@ -36,6 +37,7 @@ class Arena {
   std::uint32_t chunk_bytes() const { return chunk_bytes_; }
   std::uint64_t free_bytes() const { return pool_->available() * pool_->unit_bytes(); }
   std::uint64_t total_bytes() const { return pool_->units() * pool_->unit_bytes(); }
+  std::span<std::byte> slab() const { return pool_->slab(); }
   std::uint32_t unit_bytes() const { return static_cast<std::uint32_t>(pool_->unit_bytes()); }
 
  private:
