@@ -211,6 +211,22 @@ TEST_CASE("committer: a damaged mark is refused, one torn slot is not", "[storag
   CHECK(opened.error().code == Errc::kDataLoss);
 }
 
+TEST_CASE("committer: with the newest slot torn, the mark is one batch behind and no more", "[storage]") {
+  Fixture f;
+  f.open();
+  for (int i = 0; i < 6; ++i) REQUIRE(f.commit("a", std::to_string(i)));
+  const auto slots = *f.machine.image.contents("mark");
+  auto number = [&](std::size_t slot) {
+    return decode_mark(std::as_bytes(std::span(slots)).subspan(slot * kMarkSlotBytes, kMarkSlotBytes));
+  };
+  const std::size_t newest = number(0) > number(1) ? 0 : 1;
+  CHECK(*number(newest) == *number(1 - newest) + 1);
+  f.crash(sim::Death::kProcess);
+  REQUIRE(f.machine.image.flip("mark", newest * kMarkSlotBytes + 100, 1));
+  REQUIRE(f.machine.index_image.come_back_older(2));
+  CHECK_FALSE(f.try_open());
+}
+
 TEST_CASE("committer: a missing mark is refused once the index was used", "[storage]") {
   Fixture f;
   f.open();
