@@ -1,0 +1,99 @@
+#include "tests/server/fixture.h"
+
+using namespace cairn;
+using namespace cairn::server;
+
+namespace {
+Result<void> remove_bucket(Fixture& f, const std::string& bucket) {
+  wire::BucketRemove request;
+  request.set_bucket(bucket);
+  auto reply = f.call<wire::Empty>(Method::kBucketRemove, request);
+  if (!reply) return fail(reply.error());
+  return {};
+}
+std::vector<std::string> buckets(Fixture& f) {
+  auto reply = f.call<wire::BucketListReply>(Method::kBucketList, wire::BucketList());
+  REQUIRE(reply);
+  std::vector<std::string> out;
+  for (const auto& info : reply->buckets()) out.push_back(info.bucket());
+  return out;
+}
+}  // namespace
+
+TEST_CASE("buckets: are listed by name, are made once, and survive a power loss", "[server]") {
+  Fixture f;
+  for (const auto* name : {"zeta", "a", "m.1", "B_2"}) REQUIRE(f.make_bucket(name));
+  CHECK(f.make_bucket("a").error().code == Errc::kExists);
+  f.restart_after(sim::Death::kPowerLoss);
+  CHECK(buckets(f) == std::vector<std::string>{"B_2", "a", "m.1", "zeta"});
+  CHECK(f.make_bucket("a").error().code == Errc::kExists);
+}
+
+TEST_CASE("buckets: bad names and policies that cannot be kept are refused", "[server]") {
+  Fixture f;
+  for (const auto* name : {"", "..", "a/b", "a b", "\xc3\xa4"})
+    CHECK(f.make_bucket(name).error().code == Errc::kInvalid);
+  wire::BucketCreate request;
+  request.set_bucket("b");
+  request.mutable_policy()->set_copies(2);
+  CHECK(f.call<wire::Empty>(Method::kBucketCreate, request).error().code == Errc::kInvalid);
+  request.mutable_policy()->set_copies(1);
+  request.mutable_policy()->set_quota_bytes(5);
+  CHECK(f.call<wire::Empty>(Method::kBucketCreate, request).error().code == Errc::kInvalid);
+  CHECK(buckets(f).empty());
+}
+
+TEST_CASE("buckets: only an empty one is removed", "[server]") {
+  RunFixture f;
+  CHECK(remove_bucket(f, "none").error().code == Errc::kNotFound);
+
+  REQUIRE(f.put_object(f.bucket, "k", "v"));
+  auto refused = remove_bucket(f, f.bucket);
+  CHECK(refused.error().code == Errc::kConflict);
+  CHECK(refused.error().message.find("object 'jobs/k'") != std::string::npos);
+  wire::ObjectRemove remove;
+  remove.set_bucket(f.bucket);
+  remove.set_key("k");
+  REQUIRE(f.call<wire::Empty>(Method::kObjectRemove, remove));
+
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {.world_size = 1});
+  CHECK(remove_bucket(f, f.bucket).error().code == Errc::kConflict);  // a save is open
+  REQUIRE(f.save_rank(owner, 0, 1));
+  f.final_status(owner);
+  refused = remove_bucket(f, f.bucket);
+  CHECK(refused.error().code == Errc::kConflict);
+  CHECK(refused.error().message.find("llama/7b") != std::string::npos);
+
+  wire::StepRemove drop;
+  drop.set_bucket(f.bucket);
+  drop.set_run(f.run_name);
+  drop.mutable_step()->set_step(1);
+  REQUIRE(f.call<wire::StepRemoveReply>(Method::kStepRemove, drop));
+  REQUIRE(remove_bucket(f, f.bucket));
+  CHECK(buckets(f).empty());
+  CHECK(f.records("r/") == 0);
+  CHECK(f.open("b").error().code == Errc::kNotFound);
+}
+
+TEST_CASE("buckets: what is added while one is being removed is added before or not at all", "[server]") {
+  // Method: both at once, under many seeds; the order of their steps differs.
+  int added = 0, removed = 0;
+  for (std::uint64_t seed = 1; seed <= 30; ++seed) {
+    Fixture f({}, seed);
+    REQUIRE(f.make_bucket("b"));
+    const auto owner = *f.begin_object("b", "k");
+    REQUIRE(f.put({.owner = owner, .writer = 5, .index = 0}, "v"));
+    wire::BucketRemove remove;
+    remove.set_bucket("b");
+    auto removing = f.begin_call(Method::kBucketRemove, remove);
+    f.wait(std::chrono::microseconds(seed * 700));
+    const auto sealed = f.seal_object("b", "k", owner, 5, "v");
+    REQUIRE(f.eventually([&] { return removing->has_value(); }));
+    CHECK(sealed.has_value() != (*removing)->has_value());
+    (sealed ? added : removed)++;
+    CHECK(f.records("o/") == (sealed ? 1 : 0));
+  }
+  CHECK(removed > 0);
+  (void)added;
+}

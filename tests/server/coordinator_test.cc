@@ -1,0 +1,113 @@
+#include <catch2/catch.hpp>
+
+#include "server/coordinator/coordinator.h"
+#include "tests/server/fixture.h"
+
+using namespace cairn;
+using namespace cairn::server;
+
+namespace {
+
+Uuid uuid(std::uint8_t n) {
+  Uuid id;
+  id.bytes.fill(n);
+  return id;
+}
+
+Start start_of(std::uint8_t target, std::uint64_t incarnation, std::string node = "n1") {
+  return {.target = uuid(target),
+          .incarnation = incarnation,
+          .node = node,
+          .addresses = {node + ":7420"},
+          .fresh_cluster = uuid(9)};
+}
+
+}  // namespace
+
+TEST_CASE("map: the first start makes a cluster of one target", "[server]") {
+  auto map = after_start({}, start_of(1, 4));
+  REQUIRE(map);
+  CHECK(map->version == 1);
+  CHECK(map->cluster == uuid(9));
+  for (const std::uint32_t group : {0u, 1u, 255u}) {
+    const auto* home = map->find(true, group);
+    REQUIRE(home);
+    CHECK(home->epoch == GroupEpoch{1, 1});
+    CHECK(home->loss == 0);
+    REQUIRE(home->members.size() == 1);
+    CHECK(home->members[0].serving);
+    CHECK(home->members[0].incarnation == 4);
+  }
+  CHECK(map->find(true, 256) == nullptr);
+  CHECK(map->find(false, 0) == nullptr);
+  CHECK(map->find(false, kFirstDataGroup) != nullptr);
+  REQUIRE(data_groups(*map).size() == 1);
+}
+
+TEST_CASE("map: starts of a member, as a table", "[server]") {
+  const auto map = *after_start({}, start_of(1, 4));
+  struct Case {
+    const char* what;
+    Start start;
+    std::optional<Errc> error;
+    std::uint64_t epoch, version;
+  };
+  const auto row = GENERATE(values<Case>({
+      {"a new incarnation: a new epoch of every group", start_of(1, 5), {}, 2, 2},
+      {"incarnations may be skipped", start_of(1, 50), {}, 2, 2},
+      {"the same incarnation, again", start_of(1, 4), {}, 1, 1},
+      {"the same incarnation at another address: a new map, no new epoch", start_of(1, 4, "n2"), {}, 1, 2},
+      {"an older incarnation: the directory went back", start_of(1, 3), Errc::kDataLoss, 0, 0},
+      {"another target", start_of(2, 5), Errc::kInvalid, 0, 0},
+  }));
+  INFO(row.what);
+  const auto next = after_start(map, row.start);
+  if (row.error) {
+    REQUIRE_FALSE(next);
+    CHECK(next.error().code == *row.error);
+    return;
+  }
+  REQUIRE(next);
+  CHECK(next->version == row.version);
+  CHECK(next->cluster == uuid(9));  // never the fresh one
+  for (const auto& range : next->groups) {
+    CHECK(range.epoch == GroupEpoch{1, row.epoch});
+    CHECK(range.members[0].incarnation == row.start.incarnation);
+  }
+  REQUIRE(next->nodes.size() == 1);
+  CHECK(next->nodes[0].name == row.start.node);
+}
+
+TEST_CASE("map: survives its encoding", "[server]") {
+  auto map = *after_start({}, start_of(1, 4));
+  map.groups[1].members.push_back({.target = uuid(3), .incarnation = 8, .serving = false, .node = "n3", .joined = 17});
+  map.groups[1].loss = 2;
+  const auto back = decode_map(encode_map(map));
+  REQUIRE(back);
+  CHECK(*back == map);
+  CHECK(decode_map("\xff\xff").error().code == Errc::kDataLoss);
+  CHECK(decode_map("").error().code == Errc::kDataLoss);
+}
+
+TEST_CASE("coordinator: every start of a daemon raises every group's epoch, durably", "[server]") {
+  Fixture f;
+  const auto cluster = f.daemon->cluster();
+  for (std::uint64_t epoch = 1; epoch < 4; ++epoch) {
+    CHECK(f.daemon->map().find(true, 17)->epoch.count == epoch);
+    CHECK(f.daemon->map().find(false, kFirstDataGroup)->epoch.count == epoch);
+    CHECK(f.daemon->cluster() == cluster);
+    f.restart_after(sim::Death::kPowerLoss);
+  }
+}
+
+TEST_CASE("coordinator: a proposal on an old version changes nothing", "[server]") {
+  Fixture f;
+  auto coordinator = *f.run(open_local_coordinator(*f.target));
+  auto next = *coordinator->map();
+  next.version = 7;
+  CHECK(f.run(coordinator->propose(next, 6)).error().code == Errc::kConflict);
+  CHECK(coordinator->map()->version == 1);
+  REQUIRE(f.run(coordinator->propose(next, 1)));
+  CHECK(coordinator->map()->version == 7);
+  CHECK((*f.run(open_local_coordinator(*f.target)))->map()->version == 7);
+}
