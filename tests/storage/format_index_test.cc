@@ -6,6 +6,7 @@
 
 #include "proto/common/checksum.h"
 #include "storage/format/index_pages.h"
+#include "storage/format/page_codec.h"
 #include "tests/storage/format_model.h"
 
 using namespace cairn;
@@ -315,6 +316,50 @@ TEST_CASE("index: a few bytes that name a huge number of chunks are refused befo
   REQUIRE(index);
   CHECK(index->size() < 400);
   CHECK(decode(*index)->shards[0] == shard);
+}
+
+TEST_CASE("index: a page that names more chunks than a page may is refused whatever its size", "[format]") {
+  const auto page_of = [](std::uint32_t chunks, Fence& ref) {
+    std::string body;
+    pages::put_varint(body, 1);
+    body.append(24, 'w');  // one writer
+    body += '\2';          // a blob
+    pages::put_name(body, "b", "");
+    pages::put_varint(body, 0);
+    pages::put_varint(body, chunks);
+    pages::put_u32(body, 0);
+    for (const std::uint64_t value : {1u, 0u, 0u, 0u, chunks, 0u, 1u, 1u}) pages::put_varint(body, value);
+    auto page = pages::seal(pages::PageKind::kEntries, 0, 1, body, ref.crc);
+    ref.size = static_cast<std::uint32_t>(page.size());
+    return page;
+  };
+  Fence ref;
+  const auto most = page_of(pages::kExtentsMax, ref);
+  CHECK(decode_entries(most, ref)->blobs[0].extents.size() == pages::kExtentsMax);
+  const auto more = page_of(pages::kExtentsMax + 1, ref);
+  CHECK(decode_entries(more, ref).error().code == Errc::kDataLoss);
+}
+
+TEST_CASE("index: fences of pages that overlap or reach past their parent are refused", "[format]") {
+  // Otherwise a few pages that name each other could cost a reader for ever.
+  const auto decode_two = [](std::uint32_t first_size, std::uint64_t gap, std::uint32_t second_size) {
+    Fence one, two, ref;
+    one.offset = 0, one.size = first_size;
+    two.offset = first_size + gap, two.size = second_size;
+    one.name = one.last_name = "a", two.name = two.last_name = "b";
+    std::string body;
+    pages::put_fence(body, one, "", 0);
+    pages::put_fence(body, two, one.name, first_size);
+    const auto page = pages::seal(pages::PageKind::kFences, 1, 2, body, ref.crc);
+    ref.level = 1, ref.offset = 1000, ref.size = static_cast<std::uint32_t>(page.size());
+    return decode_fences(page, ref).has_value();
+  };
+  CHECK(decode_two(400, 0, 600));
+  CHECK(decode_two(400, 200, 400));
+  CHECK_FALSE(decode_two(400, 0, 601));
+  CHECK_FALSE(decode_two(400, 201, 400));
+  CHECK_FALSE(decode_two(400, ~0ull - 500, 600));  // back to the first page, in 64 bits
+  CHECK_FALSE(decode_two(1001, 0, 20));
 }
 
 TEST_CASE("index: one written by a newer program is refused as such, not as damage", "[format]") {
