@@ -23,13 +23,13 @@ namespace cairn::rpc {
 struct Agreed {
   std::uint32_t version = 0;
   std::uint64_t features = 0;
-  std::string node;     // the daemon's name
-  std::string cluster;  // 16 bytes
+  std::string node = {};     // the daemon's name
+  std::string cluster = {};  // 16 bytes
   std::uint32_t credit_units = 0;
   std::uint32_t unit_bytes = 0;
   std::uint32_t calls_max = 0;
-  std::string unix_socket;  // path on the daemon's host, or empty
-  std::string host;         // boot id of the daemon's host
+  std::string unix_socket = {};  // path on the daemon's host, or empty
+  std::string host = {};         // boot id of the daemon's host
 };
 
 /// Where the bytes of a download go. place() is told of each data frame before its payload is read.

@@ -188,6 +188,19 @@ TEMPLATE_TEST_CASE("rpc: uploads, downloads and small calls share a connection",
   }
 }
 
+TEMPLATE_TEST_CASE("rpc: data never overtakes the request it belongs to", "[rpc]", BOTH) {
+  // Method: more requests wait than one batch takes, and the upload's is the last of them.
+  TestType f;
+  f.connect();
+  std::vector<std::optional<Result<std::string>>> calls(150);
+  for (auto& out : calls) f.scope->spawn(keep(f.channel->call(Method::kMap, "x", f.in(60s)), out));
+  std::optional<Result<std::string>> uploaded;
+  f.scope->spawn(keep(f.channel->upload(Method::kPutChunk, "3", pieces_of("abc", 1), f.in(60s)), uploaded));
+  REQUIRE(f.run(f.scope->join()));
+  CHECK(uploaded->value() == std::to_string(crc32c("abc")));
+  CHECK(f.server->stats().protocol_errors == 0);
+}
+
 TEMPLATE_TEST_CASE("rpc: a deadline ends the call on both sides", "[rpc]", BOTH) {
   TestType f;
   f.connect();
