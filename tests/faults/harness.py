@@ -4,19 +4,19 @@ Only the standard library. Everything lives in one temporary directory; every pr
 when the test itself is killed (parent-death signal, private mount namespace).
 """
 
+import collections
 import ctypes
 import fcntl
 import json
 import os
 import pathlib
-import queue
+import select
 import shutil
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 
@@ -50,47 +50,64 @@ def run(args, timeout=120, check=True, **kwargs):
 
 
 class Lines:
-    """Lines of a process's stdout, read by a thread. Each is timestamped by its place in the queue."""
+    """Lines of a process's output. Nothing is read ahead: what available() returns is all that was written by then."""
 
     def __init__(self, stream):
-        self._queue = queue.Queue()
-        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
-        self._thread.start()
+        self._stream, self._partial, self._lines, self._ended = stream, b"", collections.deque(), False
+        os.set_blocking(stream.fileno(), False)
 
-    def _read(self, stream):
-        for line in stream:
-            if not line.endswith("\n"):
-                break  # the writer died within a line: it says nothing
-            self._queue.put(line.rstrip("\n"))
-        self._queue.put(None)
+    def _fill(self, timeout):
+        """Reads what is there, waiting up to `timeout` for the first of it. False: nothing came."""
+        if self._ended or not select.select([self._stream], [], [], timeout)[0]:
+            return False
+        data = os.read(self._stream.fileno(), 1 << 20)
+        self._ended = not data  # what follows the last newline is dropped: the writer died within a line
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        self._lines.extend(line.decode(errors="replace") for line in lines)
+        return True
 
     def next(self, timeout):
         """The next line; None at the end of the stream."""
-        try:
-            line = self._queue.get(timeout=timeout)
-        except queue.Empty:
-            raise Failure(f"no line within {timeout} s") from None
-        if line is None:
-            self._queue.put(None)
-        return line
+        deadline = time.monotonic() + timeout
+        while not self._lines and not self._ended:
+            if not self._fill(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                raise Failure(f"no line within {timeout} s")
+        return self._lines.popleft() if self._lines else None
 
     def available(self):
-        """What has been read so far, without waiting."""
-        lines = []
-        while True:
-            try:
-                line = self._queue.get_nowait()
-            except queue.Empty:
-                return lines
-            if line is None:
-                self._queue.put(None)
-                return lines
-            lines.append(line)
+        """What has been written so far, without waiting."""
+        while self._fill(0):
+            pass
+        lines = list(self._lines)
+        self._lines.clear()
+        return lines
 
     def rest(self):
         """Everything up to the end of the stream, which must be near."""
-        self._thread.join(timeout=30)
+        while not self._ended:
+            if not self._fill(30):
+                raise Failure("a process has ended, its output has not")
         return self.available()
+
+
+def freeze(pid):
+    """SIGSTOP, and waits until every thread stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        states = set()
+        for task in os.listdir(f"/proc/{pid}/task"):
+            try:
+                stat = pathlib.Path(f"/proc/{pid}/task/{task}/stat").read_text()
+            except FileNotFoundError:
+                continue
+            name, rest = stat.split("(", 1)[1].rsplit(")", 1)
+            if not name.startswith("iou-"):  # the ring's helpers in the kernel do not stop, and acknowledge nothing
+                states.add(rest.split()[0])
+        if states == {"T"} or "Z" in states:
+            return
+        time.sleep(0.001)
+    raise Failure(f"process {pid} does not stop: thread states {states}")
 
 
 class Daemon:
@@ -102,7 +119,7 @@ class Daemon:
         with open(log, "ab") as log_file:
             self.process = spawn(
                 [program, "--data", data, "--listen", listen, "--http", "127.0.0.1:0", *flags],
-                stdout=subprocess.PIPE, stderr=log_file, text=True, env={**os.environ, **(environment or {})})
+                stdout=subprocess.PIPE, stderr=log_file, env={**os.environ, **(environment or {})})
         self._lines = Lines(self.process.stdout)
         line = self._lines.next(timeout=60)
         if line is None or not line.startswith("cairnd ready "):
@@ -114,25 +131,6 @@ class Daemon:
 
     def log_tail(self):
         return pathlib.Path(self.log_path).read_text(errors="replace")[-3000:]
-
-    def freeze(self):
-        """SIGSTOP, and waits until every thread stands still."""
-        os.kill(self.process.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            states = set()
-            for task in os.listdir(f"/proc/{self.process.pid}/task"):
-                try:
-                    stat = pathlib.Path(f"/proc/{self.process.pid}/task/{task}/stat").read_text()
-                except FileNotFoundError:
-                    continue
-                name, rest = stat.split("(", 1)[1].rsplit(")", 1)
-                if not name.startswith("iou-"):  # the ring's helpers in the kernel do not stop, and acknowledge nothing
-                    states.add(rest.split()[0])
-            if states == {"T"}:
-                return
-            time.sleep(0.001)
-        raise Failure(f"daemon does not stop: thread states {states}")
 
     def kill(self):
         self.process.kill()
@@ -164,7 +162,7 @@ class Writer:
     """An ack_writer process and what it has reported."""
 
     def __init__(self, program, *args):
-        self.process = spawn([program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = spawn([program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.lines = Lines(self.process.stdout)
         self._errors = Lines(self.process.stderr)
 

@@ -15,7 +15,7 @@ import sys
 import time
 
 from expected import Expected
-from harness import Cairn, Daemon, Failure, Scratch, Writer
+from harness import Cairn, Daemon, Failure, Scratch, Writer, freeze
 
 RUN = "bucket/train"
 WORLD = 3
@@ -34,9 +34,9 @@ class Job:
             Writer(self.options.writer, "steps", "--server", self.server, "--run", RUN, "--job", "job",
                    "--restart", self.restart, "--world", WORLD, "--rank", rank, "--keep", 4, *self.more) for rank in ranks]
 
-    def signal(self, number):
+    def wake(self):
         for rank in self.ranks:
-            rank.process.send_signal(number)
+            rank.process.send_signal(signal.SIGCONT)
 
     def note(self, lines, expected):
         for line in lines:
@@ -102,7 +102,7 @@ def wake_zombies(zombies, job, expected):
     """The ranks of an older launch, frozen in the middle of a step, go on after a newer one has opened the run and
     before it can save: they must fail, by themselves, and nothing of theirs may become visible."""
     wait_for("the newer launch opens the run", lambda: job.resume, 60, lambda: job.poll(expected))
-    zombies.signal(signal.SIGCONT)
+    zombies.wake()
     wait_for("fenced ranks end by themselves", lambda: len(zombies.ended()) == WORLD, 60, lambda: zombies.poll(expected))
 
 
@@ -132,7 +132,9 @@ def one_kill(number, state, options, rng):
         if victim == "one rank":
             rng.choice(job.ranks).kill()
         if victim == "zombies":
-            job.signal(signal.SIGSTOP)
+            for rank in job.ranks:
+                freeze(rank.process.pid)
+            job.poll(expected)
         if victim in ("daemon", "both"):
             # The same address: ranks that are still alive may find it again.
             daemon = state["daemon"] = Daemon(options.daemon, state["data"], state["log"], state["flags"],
@@ -163,7 +165,7 @@ def main():
     parser.add_argument("--cairn", required=True, help="the cairn program")
     parser.add_argument("--writer", required=True, help="the ack_writer program")
     parser.add_argument("--mutant", help="value of CAIRN_TEST_FAULTS, or no_garbage; passes if the fault is noticed")
-    parser.add_argument("--noticed-as", default="", help="with --mutant: what the failure must say")
+    parser.add_argument("--noticed-as", action="append", help="with --mutant: what the failure must say; or another")
     options = parser.parse_args()
     print(f"kills: kills={options.kills} seed={options.seed} mutant={options.mutant}", flush=True)
 
@@ -213,7 +215,7 @@ def main():
                      lambda: daemon.metric("cairn_chunk_store_live_bytes") == 0, patience, lambda: time.sleep(0.2))
             daemon.stop()
         except Failure as failure:
-            if options.mutant and options.noticed_as in str(failure):
+            if options.mutant and any(words in str(failure) for words in options.noticed_as or [""]):
                 print(f"the mutant {options.mutant} was noticed at kill {number + 1}: {str(failure)[:500]}")
                 return 0
             print(f"kill {number + 1}: {failure}\nthe daemon's log ends: {state['daemon'].log_tail()}\n"

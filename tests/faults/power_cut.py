@@ -16,7 +16,7 @@ import sys
 import time
 
 from expected import Expected
-from harness import Cairn, Daemon, Failure, Scratch, Volume, Writer
+from harness import Cairn, Daemon, Failure, Scratch, Volume, Writer, freeze
 
 RUN = "bucket/train"
 
@@ -84,7 +84,7 @@ def one_round(number, disks, options, rng, expected, environment):
             time.sleep(0.001)
         time.sleep(rng.random() * 0.02)
 
-        daemon.freeze()
+        freeze(daemon.process.pid)
         for writer in writers:
             for line in writer.lines.available():
                 expected.note(line)
