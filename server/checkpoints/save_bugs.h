@@ -9,7 +9,7 @@ struct SaveBugs {
   bool commit_unfenced = false;   // no run_epoch in the commit transaction
   bool coverage_off = false;      // boxes, holders and tokens are not proved
   bool commit_early = false;      // commit when one rank has not sealed yet
-  bool existing_unseen = false;   // an existing chunk id is accepted without comparing length and digest
+  bool existing_unseen = false;   // a chunk id that came before is accepted without looking at what is stored
   bool absence_is_death = false;  // garbage: no answer, or one after a loss, counts as dead
   bool ask_once = false;          // garbage: the question is not asked again after the grace time
 };

@@ -44,10 +44,7 @@ ChunkService::ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Own
 Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request) {
   CO_TRY(const auto id, check_put(request));
   CO_CHECK_OK(co_await owners_.check_open(id.owner));
-  if (options_.existing_unseen) {
-    CO_TRY(const auto existing, co_await chunks_.find(id));
-    if (existing) co_return {};
-  }
+  if (options_.existing_unseen && !seen_.insert(id).second) co_return {};
   CO_TRY(const auto upload,
          co_await chunks_.start(id, request.length(), {request.block_crcs().begin(), request.block_crcs().end()}));
   if (!upload) co_return {};

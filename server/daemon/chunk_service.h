@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "proto/rpc/rpc.h"
@@ -30,7 +31,7 @@ class ChunkService {
     ReadPlan::Limits read;
     std::size_t read_ahead = 4;     // pieces of one request read at once
     std::uint32_t frame_bytes = 0;  // largest payload; 0: the store's unit
-    bool existing_unseen = false;   // planted bug: an existing id is accepted without comparing the bytes
+    bool existing_unseen = false;   // planted bug: an id that came before is accepted without looking at what is stored
   };
   /// `reads_max`: pieces of all requests in memory.
   ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, std::size_t reads_max,
@@ -60,6 +61,7 @@ class ChunkService {
   Owners& owners_;
   Options options_;
   rt::Semaphore reads_;
+  std::set<ChunkId> seen_;  // only for the planted bug
 };
 
 }  // namespace cairn::server
