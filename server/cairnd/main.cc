@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
   auto parsed = server::parse_options(argc, argv);
   if (parsed.exit_code) return *parsed.exit_code;
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of the write, which fails the target
   raise_file_limit();
 
   const auto said = [](const Error& error) {

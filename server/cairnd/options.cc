@@ -115,7 +115,8 @@ Parsed parse_options(int argc, char** argv) {
   if (data.size() > 1)
     return wrong("--data is given " + std::to_string(data.size()) + " times: one directory is supported");
   options.data = data.front();
-  if (options.memory_bytes < 64 * kMiB) return wrong("--memory must be at least 64MiB");
+  if (options.memory_bytes < 64 * kMiB || options.memory_bytes > 1024 * kGiB)
+    return wrong("--memory must be 64MiB to 1024GiB");
   if (options.node.empty() || options.node.size() > 255 ||
       options.node.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") !=
           std::string::npos)

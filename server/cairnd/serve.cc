@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "proto/rpc/rpc.h"
+#include "proto/runtime/address.h"
 #include "server/cairnd/faults.h"
 #include "server/daemon/daemon.h"
 #include "server/http/http.h"
@@ -70,6 +71,8 @@ std::string process_metrics() {
 
 Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const std::string& option, const std::string& address,
                                                 bool insecure) {
+  if (auto parsed = rt::parse_address(address); !parsed)
+    return fail(std::move(parsed).error().with(option + " " + address));
   if (!rt::is_loopback(address) && !insecure)
     return fail(Errc::kDenied, option + " " + address +
                                    ": only loopback addresses, because connections are neither encrypted nor "
