@@ -204,11 +204,16 @@ Task<ObjectPage> list_objects(std::shared_ptr<Session> session, std::string buck
 Task<void> remove_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
                          rt::TimePoint deadline) {
   CO_CHECK_OK(check_names(bucket, key));
+  // Named by its owner: a copy of the request that arrives late must not remove a newer version.
+  CO_TRY(const auto meant, co_await open_object(session, bucket, key, deadline));
   wire::ObjectRemove remove;
   remove.set_bucket(bucket);
   remove.set_key(key);
+  remove.set_owner(std::string(meant.summary.owner.view()));
   auto sent =
       co_await session->record_call(wire::Method::kObjectRemove, home_of(bucket, key), wire::encode(remove), deadline);
+  // Gone since it was looked up: by the first copy of this request, or by another caller.
+  if (!sent && sent.error().code == Errc::kNotFound) co_return {};
   if (!sent) co_return fail(std::move(sent).error().with(uri(bucket, key)));
   co_return {};
 }

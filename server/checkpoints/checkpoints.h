@@ -165,7 +165,9 @@ class Checkpoints {
   Task<void> erase_seals(OwnerId owner);
   void end(const LivePtr& live);
 
-  Task<void> add_discards(std::string bucket, std::string run, std::uint64_t after, Edit& edit);
+  /// `owners`: of the steps that are meant; empty: all.
+  Task<void> add_discards(std::string bucket, std::string run, std::uint64_t after, std::set<std::string> owners,
+                          Edit& edit);
   Task<std::optional<storage::Record>> highest_step(std::string bucket, std::string run);
 
   void rank_sealed(const LivePtr& live, std::uint32_t rank);

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "proto/wire/records.pb.h"
@@ -28,12 +30,14 @@ Result<records::Step> step_of(const storage::Record& record) {
 /// Hides the step and, in the same transaction, leaves its chunks to the garbage collector.
 /// Where the protection of readers goes: a `deleting` record that names the owner, in place of erasing the owner's
 /// record here.
-Result<void> add_removal(const storage::Record& record, Edit& edit) {
+/// Returns false, and adds nothing, for a step that is not one of those meant.
+Result<bool> add_removal(const storage::Record& record, const std::set<std::string>& owners, Edit& edit) {
   TRY(const auto step, step_of(record));
+  if (!owners.empty() && !owners.contains(step.info().owner())) return false;
   auto owner = OwnerId::from_bytes(step.info().owner());
   if (!owner) return fail(Errc::kDataLoss, "step record: " + owner.error().message);
   edit.unchanged(record.key, record.version).erase(record.key).erase(owner_key(*owner));
-  return {};
+  return true;
 }
 
 }  // namespace
@@ -42,12 +46,13 @@ Task<std::optional<storage::Record>> Checkpoints::highest_step(std::string bucke
   return last_of(records_, home_group(bucket, run), step_prefix(bucket, run));
 }
 
-Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::uint64_t after, Edit& edit) {
+Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::uint64_t after,
+                                     std::set<std::string> owners, Edit& edit) {
   constexpr std::size_t kPage = 64;
   std::size_t count = 0;
   for (auto key = step_key(bucket, run, after);;) {
     CO_TRY(const auto page, co_await records_.scan(home_group(bucket, run), step_prefix(bucket, run), key, kPage));
-    for (const auto& record : page) CO_CHECK_OK(add_removal(record, edit));
+    for (const auto& record : page) CO_CHECK_OK(add_removal(record, owners, edit));
     if ((count += page.size()) > kRemovedMax)
       co_return fail(Errc::kInvalid, "more than " + std::to_string(kRemovedMax) + " steps to remove at once");
     if (page.size() < kPage) co_return {};
@@ -121,6 +126,7 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
   CO_CHECK_OK(co_await buckets_.use(bucket));
   const auto group = home_group(bucket, run_name);
   const auto key = run_key(bucket, run_name);
+  const std::set<std::string> owners(request.owners().begin(), request.owners().end());
   for (;;) {
     CO_TRY(const auto run, co_await load<records::Run>(records_, group, key));
     if (!run.exists()) co_return fail(Errc::kNotFound, what + ": it does not exist");
@@ -131,9 +137,12 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
       CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
       if (!record)
         co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) + " is not committed");
-      CO_CHECK_OK(add_removal(*record, edit));
+      CO_TRY(const bool meant, add_removal(*record, owners, edit));
+      if (!meant)
+        co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) +
+                                            " has been removed, and saved again since");
     } else {
-      CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), edit));
+      CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), owners, edit));
     }
     const auto removed = edit.erases() / 2;  // a step and its owner each
     if (removed == 0) co_return wire::StepRemoveReply();

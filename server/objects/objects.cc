@@ -192,6 +192,8 @@ Task<wire::Empty> Objects::remove(wire::ObjectRemove request) {
       CO_CHECK_OK(co_await buckets_.use(bucket));
       co_return fail(Errc::kNotFound, name_of(bucket, key) + " does not exist");
     }
+    if (!request.owner().empty() && request.owner() != object.value.owner())
+      co_return fail(Errc::kNotFound, name_of(bucket, key) + " has been removed or replaced since");
     Edit edit(group);
     edit.unchanged(object_key(bucket, key), object.version).erase(object_key(bucket, key));
     CO_CHECK_OK(erase_owner_of(object.value, edit));
