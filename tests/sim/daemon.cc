@@ -1,6 +1,6 @@
 #include "tests/sim/daemon.h"
 
-#include <set>
+#include <map>
 
 #include "proto/rpc/rpc.h"
 #include "server/daemon/daemon.h"
@@ -18,29 +18,34 @@ struct SimDaemon::Process {
   std::unique_ptr<rpc::Server> server;
 };
 
-/// The first answer about an owner may be none, or wrong in the ways that protocol.md 7 guards against.
+/// Answers that protocol.md 7 guards against: of some owners none ever comes, or only that of a group that has lost
+/// records since, and the first answer about an owner may be a wrong "absent".
 class SimDaemon::LyingLiveness final : public server::Liveness {
  public:
   LyingLiveness(std::unique_ptr<server::Liveness> honest, SimDaemon& daemon)
       : honest_(std::move(honest)), daemon_(daemon) {}
   Task<server::Answer> ask(OwnerId owner) override {
-    const bool first = asked_.insert(owner).second;
-    if (!first || !daemon_.lies_.chance(daemon_.options_.liveness_lies)) return honest_->ask(owner);
-    return lie(owner, daemon_.lies_.below(3));
+    const auto [it, first] = lies_.try_emplace(owner, kNoLie);
+    if (first && daemon_.lies_.chance(daemon_.options_.liveness_lies)) it->second = daemon_.lies_.below(3);
+    auto lie = it->second;
+    if (daemon_.options_.liveness_lies == 0) lie = kNoLie;
+    if (lie == kAbsentOnce) it->second = kNoLie;
+    return lie == kNoLie ? honest_->ask(owner) : answer_with(owner, lie);
   }
 
  private:
-  static Task<server::Answer> lie(OwnerId owner, std::uint64_t kind) {
+  enum Lie : std::uint64_t { kNone, kOtherLoss, kAbsentOnce, kNoLie };
+  static Task<server::Answer> answer_with(OwnerId owner, std::uint64_t lie) {
     server::Answer answer;
     answer.loss = owner.loss();
-    if (kind == 0) co_return answer;  // none
+    if (lie == kNone) co_return answer;
     answer.kind = server::Answer::Kind::kAbsent;
-    if (kind == 1) ++answer.loss;  // of a group that has lost records
+    if (lie == kOtherLoss) ++answer.loss;
     co_return answer;
   }
   std::unique_ptr<server::Liveness> honest_;
   SimDaemon& daemon_;
-  std::set<OwnerId> asked_;
+  std::map<OwnerId, std::uint64_t> lies_;
 };
 
 SimDaemon::SimDaemon(World& world, Options options)

@@ -22,9 +22,8 @@ class SimDaemon {
     std::uint64_t capacity_bytes = 256 * kMiB;
     rt::Duration garbage_grace = std::chrono::seconds(20);
     rt::Duration garbage_interval = std::chrono::seconds(5);
-    double liveness_lies =
-        0;            // of first answers about an owner: none, or "absent", or that of a group that lost records
-    std::string bug;  // a planted one, by name
+    double liveness_lies = 0;  // of owners: no answer, that of a group that lost records, or once "absent"
+    std::string bug;           // a planted one, by name
   };
   SimDaemon(World& world, Options options);
 
@@ -42,6 +41,8 @@ class SimDaemon {
   const std::optional<Error>& refused() const { return refused_; }
   /// The target has failed (a write or flush did) and acknowledges nothing until a restart.
   bool fail_stopped() const;
+  /// From now on every answer about owners is true.
+  void stop_lying() { options_.liveness_lies = 0; }
   const std::string& last_error() const { return last_error_; }
 
  private:

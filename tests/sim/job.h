@@ -42,6 +42,7 @@ struct Operation {
   std::uint64_t step_offset = 0;  // from the step that the launch resumes at
   bool overwrite = false;
   bool explicit_commit = false;
+  bool reuses_id = false;  // a broken client: other bytes under a chunk id that is taken
   Flaw flaw = Flaw::kNone;
   rt::Duration before{};  // the ranks compute so long
 };

@@ -6,6 +6,10 @@
 #include "client/core/save.h"
 #include "client/core/session.h"
 #include "client/core/step_reader.h"
+#include "proto/common/checksum.h"
+#include "proto/wire/codec.h"
+#include "proto/wire/wire.pb.h"
+#include "storage/chunk_store/chunk_store.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/job.h"
 #include "tests/sim/net.h"
@@ -125,6 +129,9 @@ class Workload {
   static Task<void> run_rank(Workload* w, Launch* launch, std::uint32_t rank);
   static Task<bool> save(Workload* w, Launch* launch, std::uint32_t rank, std::shared_ptr<client::Session> session,
                          client::Arena* arena, client::OpenedRun run, const Operation* op);
+  /// A broken client: other bytes under a chunk id that is taken. They must be refused: "done" would be a promise to
+  /// keep bytes that are not there.
+  static Task<void> reuse_id(Workload* w, Node* node, std::shared_ptr<client::Session> session, OwnerId owner);
   static Task<client::SaveOutcome> wait_outcome(Workload* w, Node* node, std::shared_ptr<client::SaveAttempt> attempt) {
     Call call(*w, node->name() + " wait", 100s + kCallSlack);
     co_return co_await attempt->outcome(node->now() + 100s);
@@ -305,6 +312,8 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
   history.begin_answered(step, tag, owner.hex(), called, w->world_.now());
   state.attempts.insert(owner.hex());
 
+  if (op->reuses_id) CO_CHECK_OK(co_await reuse_id(w, node, session, owner));
+
   std::vector<std::vector<std::byte>> memory;
   auto add = [&](const TensorSpec& tensor, format::Box box, std::optional<format::Holder> holder) -> Result<void> {
     memory.push_back(tensor_bytes(Payload(history.run(), step, tag, tensor.name), tensor, box));
@@ -377,6 +386,29 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
   CO_CHECK_OK(co_await resolve(w, launch, step, tag, session, run, owner, &committed, &failed));
   leave.harmless = failed;
   co_return outcome.error().code != Errc::kFenced;
+}
+
+Task<void> Workload::reuse_id(Workload* w, Node* node, std::shared_ptr<client::Session> session, OwnerId owner) {
+  const ChunkId id{.owner = owner, .writer = w->draw_.next(), .index = 0};
+  CO_TRY(auto group, session->choose_data_group());
+  for (int content = 1; content <= 2; ++content) {
+    std::string bytes(1000, static_cast<char>(content));
+    const auto crc = crc32c(bytes, block_seed(id, 0));
+    wire::PutChunk put;
+    wire::to_wire(id, *put.mutable_id());
+    put.set_length(static_cast<std::uint32_t>(bytes.size()));
+    put.set_digest(storage::chunk_digest({crc}));
+    put.add_block_crcs(crc);
+    wire::DataHeader header;
+    header.set_offset(0);
+    std::vector<rpc::Piece> pieces;
+    pieces.push_back({wire::encode(header), Buffer::from(std::move(bytes))});
+    Call call(*w, node->name() + " put chunk");
+    auto done = co_await session->put_chunk(group, wire::encode(put), std::move(pieces), node->now() + kCallTimeout);
+    if (content == 2 && done) w->broken("P1", "other bytes under the id " + id.text() + " were acknowledged");
+    if (!done) break;
+  }
+  co_return {};
 }
 
 Task<void> Workload::resolve(Workload* w, Launch* launch, std::uint64_t step, Tag tag,
@@ -573,6 +605,7 @@ Launch& Workload::make_launch(Job& job, bool healing) {
     if (!healing) {
       op.overwrite = draw_.chance(0.2);
       op.explicit_commit = draw_.chance(0.2);
+      op.reuses_id = draw_.chance(0.05);
       if (swarm_.bad_saves && draw_.chance(0.4))
         op.flaw = static_cast<Flaw>(draw_.between(1, launch->world_size > 1 ? 3 : 1));
     }
@@ -740,6 +773,7 @@ void Workload::heal() {
   disk.fail_write_in = disk.fail_flush_in = disk.fail_read_in = 0;
   disk.set_capacity(256 << 20);
   daemon_->index().faults = {};
+  daemon_->stop_lying();
   for (auto* node : nodes_)
     if (node->alive()) node->kill(Death::kProcess);
   admin_.kill(Death::kProcess);
