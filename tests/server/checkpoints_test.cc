@@ -584,6 +584,26 @@ TEST_CASE("checkpoints: removed steps are gone together with their owners", "[se
   CHECK(f.records("w/") == 2);
 }
 
+TEST_CASE("checkpoints: a removal that names its steps spares what was saved after them", "[server]") {
+  // Goal: a copy of the request that arrives late, after the step was removed and saved again, removes nothing.
+  RunFixture f;
+  const auto launched = *f.open("a");
+  for (const std::uint64_t step : {1, 2}) REQUIRE(f.save(launched, step));
+  wire::StepRemove one;
+  one.set_bucket(f.bucket);
+  one.set_run(f.run_name);
+  wire::StepRemove rest = one;
+  one.mutable_step()->set_step(2);
+  rest.mutable_after()->set_step(0);
+  for (const std::uint64_t step : {1, 2}) rest.add_owners(f.open_step(step)->owner());
+  one.add_owners(f.open_step(2)->owner());
+  CHECK(f.call<wire::StepRemoveReply>(Method::kStepRemove, one)->removed() == 1);
+  REQUIRE(f.save(*f.open("b"), 2));
+  CHECK(f.call<wire::StepRemoveReply>(Method::kStepRemove, one).error().code == Errc::kNotFound);
+  CHECK(f.call<wire::StepRemoveReply>(Method::kStepRemove, rest)->removed() == 1);
+  CHECK(f.steps() == std::vector<std::uint64_t>{2});
+}
+
 TEST_CASE("checkpoints: listings page through steps and runs", "[server]") {
   RunFixture f;
   std::vector<std::uint64_t> expected;
