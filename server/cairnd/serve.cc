@@ -90,7 +90,7 @@ Result<std::unique_ptr<rt::Listener>> listen_unix(rt::Runtime runtime, const Cai
   if (listener) return listener;
   if (options.unix_socket) return fail(std::move(listener).error().with("--unix-socket " + path));
   // Nobody asked for it, and TCP serves: a data directory may have a path that is too long for a socket.
-  runtime.log.write(rt::Level::kWarning, "cairnd.no_unix_socket",
+  runtime.log.write(rt::Level::kWarning, "cairnd_no_unix_socket",
                     {{"path", path}, {"error", listener.error().message}});
   return std::unique_ptr<rt::Listener>();
 }
@@ -180,17 +180,17 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   stack.http->serve(std::move(http));
   std::printf("cairnd ready listen=%s http=%s node=%s\n", address.c_str(), http_address.c_str(), options.node.c_str());
   std::fflush(stdout);
-  runtime.log.write(rt::Level::kInfo, "cairnd.ready",
+  runtime.log.write(rt::Level::kInfo, "cairnd_ready",
                     {{"listen", address}, {"disk", stack.target->disk().description()}, {"node", options.node}});
 
   co_await stop;
-  runtime.log.write(rt::Level::kInfo, "cairnd.stopping", {});
+  runtime.log.write(rt::Level::kInfo, "cairnd_stopping", {});
   stack.daemon->drain();
   CO_CHECK_OK(co_await stack.rpc->close(runtime.loop.now() + kCloseMax));
   stack.http.reset();
   CO_CHECK_OK(co_await stack.daemon->close());
   CO_CHECK_OK(co_await stack.target->close());
-  runtime.log.write(rt::Level::kInfo, "cairnd.stopped", {});
+  runtime.log.write(rt::Level::kInfo, "cairnd_stopped", {});
   co_return {};
 }
 

@@ -17,6 +17,7 @@ constexpr std::size_t kAbandonedMax = 1024;
 constexpr std::size_t kReasonBytesMax = 1000;
 // Records and memory differ for the moment between a transaction and what follows it.
 constexpr auto kBetween = std::chrono::milliseconds(1);
+constexpr int kTries = 100;  // of what one more read makes right, unless records contradict each other
 
 std::string name_of(const wire::Begin& begin) {
   return "begin of rank " + std::to_string(begin.rank()) + ", run '" + begin.bucket() + "/" + begin.run() + "' step " +
@@ -189,7 +190,7 @@ Task<Checkpoints::Found> Checkpoints::find(std::string bucket, std::string run, 
   const auto group = home_group(bucket, run);
   if (owner.home_group() != group)
     co_return fail(Errc::kInvalid, "save " + owner.hex() + " is not of run '" + bucket + "/" + run + "'");
-  for (;;) {
+  for (int tries = 0; tries < kTries; ++tries) {
     CO_TRY(const auto record, co_await load<records::Owner>(records_, group, owner_key(owner)));
     const auto kind = record.value.kind();
     if (!record.exists() || (kind != records::Owner::ATTEMPT && kind != records::Owner::STEP)) {
@@ -206,6 +207,7 @@ Task<Checkpoints::Found> Checkpoints::find(std::string bucket, std::string run, 
     // Otherwise it has ended between the two reads.
     if (found.attempt.exists() && found.attempt.value.owner() == owner.view()) co_return std::move(found);
   }
+  co_return fail(Errc::kDataLoss, "save " + owner.hex() + ": its owner's record names an attempt that is not there");
 }
 
 Task<Loaded<records::Run>> Checkpoints::run_of(const Found& found, std::string bucket, std::string run) {
@@ -306,7 +308,7 @@ Task<void> Checkpoints::ended(LivePtr live) {
 
 Task<wire::Empty> Checkpoints::abort(wire::Abort request) {
   CO_TRY(const auto owner, owner_from(request.owner()));
-  for (;;) {
+  for (int tries = 0;; ++tries) {
     auto found = co_await find(request.bucket(), request.run(), owner);
     if (!found) {
       CO_TRY(const auto failed, co_await records_.get(owner.home_group() % kHomeGroups, failed_key(owner)));
@@ -315,7 +317,9 @@ Task<wire::Empty> Checkpoints::abort(wire::Abort request) {
     }
     if (found->committed)
       co_return fail(Errc::kConflict, "abort: step " + std::to_string(found->step) + " is committed already");
-    if (auto live = find_live(owner)) {
+    auto live = find_live(owner);
+    if (!live && tries == kTries) live = ensure_live(found->attempt.value, request.bucket(), request.run());
+    if (live) {
       CO_CHECK_OK(co_await fail_attempt(
           live, {Errc::kAttemptFailed, live->name() + ": rank " + std::to_string(request.rank()) +
                                            " gave up: " + printable(request.reason(), kReasonBytesMax)}));

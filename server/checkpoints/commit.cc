@@ -72,7 +72,7 @@ void Checkpoints::start_merge(const LivePtr& live) {
   live->phase = Phase::kMerging;
   scope_.spawn(merge_and_commit(live), [this, live](Result<void> done) {
     if (!done)
-      runtime_.log.write(rt::Level::kError, "checkpoints.commit_failed",
+      runtime_.log.write(rt::Level::kError, "checkpoints_commit_failed",
                          {{"attempt", live->name()}, {"error", done.error().message}});
   });
 }
@@ -83,7 +83,7 @@ Task<void> Checkpoints::merge_and_commit(LivePtr live) {
   if (outcome) outcome = co_await commit_step(live, merged);
   if (outcome) {
     ++stats_.committed;
-    runtime_.log.write(rt::Level::kInfo, "checkpoints.committed",
+    runtime_.log.write(rt::Level::kInfo, "checkpoints_committed",
                        {{"bucket", live->bucket}, {"run", live->run}, {"step", std::to_string(live->step)}});
     end(live);
     co_return {};

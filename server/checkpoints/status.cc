@@ -136,9 +136,10 @@ Task<void> Checkpoints::watch() {
         for (auto& [rank, heard] : live->heard) heard += late;
       }
     }
+    if (target_.committer().failure()) continue;  // nothing can be written any more, and one log line said so
     fail_those([this](const Live& live) { return overdue(live); });
     if (auto forgotten = co_await forget_failed(); !forgotten)
-      runtime_.log.write(rt::Level::kWarning, "checkpoints.forget_failed", {{"error", forgotten.error().message}});
+      runtime_.log.write(rt::Level::kWarning, "checkpoints_forget_failed", {{"error", forgotten.error().message}});
   }
 }
 
@@ -200,7 +201,7 @@ void Checkpoints::spawn_fail(const LivePtr& live, Error why) {
   scope_.spawn(fail_attempt(live, std::move(why)), [this, live](Result<void> done) {
     live->failing = false;  // after an error the next look tries again
     if (!done)
-      runtime_.log.write(rt::Level::kWarning, "checkpoints.fail_attempt",
+      runtime_.log.write(rt::Level::kWarning, "checkpoints_fail_attempt",
                          {{"attempt", live->name()}, {"error", done.error().message}});
   });
 }
@@ -224,7 +225,7 @@ Task<void> Checkpoints::fail_attempt(LivePtr live, Error why) {
     if (!done) co_return fail(std::move(done).error());
     ++stats_.failed;
     failed_[live->owner] = runtime_.loop.now() + options_.failed_kept;
-    runtime_.log.write(rt::Level::kInfo, "checkpoints.attempt_failed",
+    runtime_.log.write(rt::Level::kInfo, "checkpoints_attempt_failed",
                        {{"owner", live->owner.hex()}, {"error", why.message}});
     break;
   }

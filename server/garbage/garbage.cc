@@ -29,7 +29,7 @@ std::optional<ChunkId> Garbage::Range::before() const {
 Task<void> Garbage::run() {
   for (;;) {
     if (auto done = co_await pass(); !done)
-      runtime_.log.write(rt::Level::kWarning, "garbage.pass_failed", {{"error", done.error().message}});
+      runtime_.log.write(rt::Level::kWarning, "garbage_pass_failed", {{"error", done.error().message}});
     co_await runtime_.loop.sleep(options_.interval);
   }
 }
@@ -129,7 +129,7 @@ Task<void> Garbage::remove(Range range) {
     if (count < options_.page) break;
   }
   if (freed > 0)
-    runtime_.log.write(rt::Level::kInfo, "garbage.freed",
+    runtime_.log.write(rt::Level::kInfo, "garbage_freed",
                        {{"owner", range.owner.hex()}, {"bytes", std::to_string(freed)}});
   co_return {};
 }

@@ -208,7 +208,7 @@ Task<void> Objects::sweep() {
   for (;;) {
     co_await runtime_.loop.sleep(options_.sweep_every);
     if (auto dropped = co_await drop_idle(); !dropped)
-      runtime_.log.write(rt::Level::kWarning, "objects.sweep_failed", {{"error", dropped.error().message}});
+      runtime_.log.write(rt::Level::kWarning, "objects_sweep_failed", {{"error", dropped.error().message}});
   }
 }
 
@@ -221,7 +221,7 @@ Task<void> Objects::drop_idle() {
       auto done = co_await edit.apply(records_);
       if (!done && done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
       if (!done) continue;  // sealed at this moment
-      runtime_.log.write(rt::Level::kInfo, "objects.upload_dropped",
+      runtime_.log.write(rt::Level::kInfo, "objects_upload_dropped",
                          {{"owner", owner.hex()}, {"bucket", upload.value.bucket()}, {"key", upload.value.name()}});
     }
     owners_.ended(owner);

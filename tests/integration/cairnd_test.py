@@ -289,7 +289,7 @@ class Cairnd(unittest.TestCase):
                 time.sleep(0.001)
             self.assertIsNone(client.poll(), "the put was over before it could be stopped")
             daemon.process.send_signal(signal.SIGTERM)
-            while "cairnd.stopping" not in daemon.text():
+            while "cairnd_stopping" not in daemon.text():
                 time.sleep(0.01)
             self.assertIsNone(daemon.process.poll())
             daemon.process.send_signal(signal.SIGTERM)
