@@ -64,7 +64,7 @@ Result<void> ckpt_list(Context& context, const std::string& bucket_or_run) {
     for (bool more = true; more;) {
       TRY(const auto page, client.runs(bucket_or_run, after));
       for (const auto& run : page.items) {
-        CHECK_OK(list_run(bucket_or_run + "/" + run));
+        CHECK_OK(list_run(fmt::format("{}/{}", bucket_or_run, run)));
         after = run;
       }
       more = page.more && !page.items.empty();

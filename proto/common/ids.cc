@@ -147,11 +147,14 @@ Result<void> check_run_name(std::string_view name) {
 }
 
 Result<void> check_free_name(std::string_view what, std::string_view name) {
-  const std::string where = std::string(what) + " name '" + printable(name) + "'";
-  if (name.empty()) return fail(Errc::kInvalid, where + ": empty");
-  if (name.size() > 1024) return fail(Errc::kInvalid, where + ": longer than 1,024 bytes");
-  if (name.find('\0') != name.npos) return fail(Errc::kInvalid, where + ": contains a NUL byte");
-  if (!valid_utf8(name)) return fail(Errc::kInvalid, where + ": not valid UTF-8");
+  // The message is built only when there is one: an index holds millions of good names.
+  const auto bad = [&](std::string_view why) {
+    return fail(Errc::kInvalid, std::string(what) + " name '" + printable(name) + "': " + std::string(why));
+  };
+  if (name.empty()) return bad("empty");
+  if (name.size() > 1024) return bad("longer than 1,024 bytes");
+  if (name.find('\0') != name.npos) return bad("contains a NUL byte");
+  if (!valid_utf8(name)) return bad("not valid UTF-8");
   return {};
 }
 

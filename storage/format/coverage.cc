@@ -44,7 +44,7 @@ Result<void> check_same_tensor(std::span<const ShardEntry> shards) {
 /// Entries of one box, sorted: copies without holder first, then parts. Returns how many of the first to keep.
 Result<std::size_t> check_same_box(std::span<const ShardEntry> shards) {
   const auto& first = shards.front();
-  const std::string where = fmt::format("tensor '{}' box {}", first.tensor, text(first.box));
+  const auto where = [&] { return fmt::format("tensor '{}' box {}", first.tensor, text(first.box)); };
   const auto parts = std::ranges::find_if(shards, [](const auto& shard) { return shard.holder.has_value(); });
   const auto copies = static_cast<std::size_t>(parts - shards.begin());
   if (copies == shards.size()) {
@@ -52,27 +52,27 @@ Result<std::size_t> check_same_box(std::span<const ShardEntry> shards) {
       if (shard.crc != first.crc)
         return fail(Errc::kConflict, fmt::format("{}: ranks {} and {} saved different bytes (CRC {:08x} and {:08x}); "
                                                  "copies that differ have drifted apart",
-                                                 where, first.rank, shard.rank, first.crc, shard.crc));
+                                                 where(), first.rank, shard.rank, first.crc, shard.crc));
     return 1;
   }
   if (copies != 0)
-    return fail(Errc::kConflict, fmt::format("{}: saved whole by {} and in holders' parts by {}", where,
+    return fail(Errc::kConflict, fmt::format("{}: saved whole by {} and in holders' parts by {}", where(),
                                              ranks_text(shards.first(copies)), ranks_text(shards.subspan(copies))));
   for (const auto& shard : shards)
     if (shard.holder->count != first.holder->count)
-      return fail(Errc::kConflict, fmt::format("{}: rank {} says {} holders, rank {} says {}", where, first.rank,
+      return fail(Errc::kConflict, fmt::format("{}: rank {} says {} holders, rank {} says {}", where(), first.rank,
                                                first.holder->count, shard.rank, shard.holder->count));
   for (std::size_t i = 0; i < shards.size(); ++i) {
     const auto index = shards[i].holder->index;
     if (index == i) continue;
     if (index < i)
-      return fail(Errc::kConflict, fmt::format("{}: ranks {} and {} both say holder {} of {}", where,
+      return fail(Errc::kConflict, fmt::format("{}: ranks {} and {} both say holder {} of {}", where(),
                                                shards[i - 1].rank, shards[i].rank, index, first.holder->count));
-    return fail(Errc::kConflict, fmt::format("{}: holder {} of {} is missing (holders so far: {})", where, i,
+    return fail(Errc::kConflict, fmt::format("{}: holder {} of {} is missing (holders so far: {})", where(), i,
                                              first.holder->count, ranks_text(shards)));
   }
   if (shards.size() != first.holder->count)
-    return fail(Errc::kConflict, fmt::format("{}: holder {} of {} is missing (holders so far: {})", where,
+    return fail(Errc::kConflict, fmt::format("{}: holder {} of {} is missing (holders so far: {})", where(),
                                              shards.size(), first.holder->count, ranks_text(shards)));
   return shards.size();
 }

@@ -12,13 +12,12 @@ namespace {
 
 using namespace pages;
 
-Box hull(const Box& a, const Box& b) {
-  Box out = a;
-  for (std::size_t d = 0; d < a.shape.size(); ++d) {
-    out.offset[d] = std::min(a.offset[d], b.offset[d]);
-    out.shape[d] = std::max(a.offset[d] + a.shape[d], b.offset[d] + b.shape[d]) - out.offset[d];
+void grow(Box& sum, const Box& next) {
+  for (std::size_t d = 0; d < sum.shape.size(); ++d) {
+    const auto end = std::max(sum.offset[d] + sum.shape[d], next.offset[d] + next.shape[d]);
+    sum.offset[d] = std::min(sum.offset[d], next.offset[d]);
+    sum.shape[d] = end - sum.offset[d];
   }
-  return out;
 }
 
 /// What a page's fence says of the entries below, gathered from their fences in order.
@@ -33,20 +32,29 @@ void widen(std::optional<Fence>& sum, const Fence& next) {
   sum->tensors += next.tensors;
   if (sum->bounds && next.bounds && sum->name == next.last_name &&
       sum->bounds->shape.size() == next.bounds->shape.size())
-    sum->bounds = hull(*sum->bounds, *next.bounds);
+    grow(*sum->bounds, *next.bounds);
   else
     sum->bounds.reset();
 }
 
-/// One entry, as if it were a page.
-Fence fence_of(const Entry& entry, bool new_tensor) {
-  Fence out;
-  out.kind = out.last_kind = kind_of(entry);
-  out.name = out.last_name = name_in(entry);
-  out.entries = 1;
-  out.tensors = new_tensor ? 1 : 0;
-  if (const auto* shard = std::get_if<ShardEntry>(&entry)) out.bounds = shard->box;
-  return out;
+/// The same for one entry more. Of the millions in an index most are of the tensor before: nothing is copied for them.
+void widen(std::optional<Fence>& sum, const Entry& entry, bool new_tensor) {
+  const auto* shard = std::get_if<ShardEntry>(&entry);
+  const auto name = name_in(entry);
+  if (!sum) {
+    sum.emplace();
+    sum->kind = kind_of(entry);
+    sum->name = sum->last_name = name;
+    if (shard != nullptr) sum->bounds = shard->box;
+  }
+  sum->last_kind = kind_of(entry);
+  if (sum->last_name != name) sum->last_name = name;
+  sum->entries += 1;
+  sum->tensors += new_tensor ? 1 : 0;
+  if (sum->bounds && shard != nullptr && sum->name == name)
+    grow(*sum->bounds, shard->box);
+  else
+    sum->bounds.reset();
 }
 
 /// What order() looks at.
@@ -68,6 +76,21 @@ Entry key_of(const Entry& entry) {
     return TokenEntry{.stream = token->stream, .bytes = {}, .rank = token->rank};
   const auto& meta = std::get<MetaEntry>(entry);
   return MetaEntry{.scope = meta.scope, .key = meta.key, .value = {}, .rank = meta.rank};
+}
+
+/// last = key_of(entry), cheaply when both are shards of one tensor.
+void remember(std::optional<Entry>& last, const Entry& entry) {
+  auto* before = last ? std::get_if<ShardEntry>(&*last) : nullptr;
+  const auto* shard = std::get_if<ShardEntry>(&entry);
+  if (before == nullptr || shard == nullptr || before->tensor != shard->tensor) {
+    last = key_of(entry);
+    return;
+  }
+  before->dtype = shard->dtype;
+  before->global_shape = shard->global_shape;
+  before->box = shard->box;
+  before->holder = shard->holder;
+  before->rank = shard->rank;
 }
 
 /// The fence page of one level that is being filled.
@@ -172,13 +195,14 @@ Result<void> IndexWriter::add(const Entry& entry) {
   } else {
     ++(std::holds_alternative<TokenEntry>(entry) ? totals.tokens : totals.meta);
   }
-  TRY(bool added, s.page.add(entry));
+  const auto* last_entry = s.last ? &*s.last : nullptr;
+  TRY(bool added, s.page.add(entry, last_entry));
   if (!added) {
     CHECK_OK(s.flush_entries());
-    TRY(added, s.page.add(entry));
+    TRY(added, s.page.add(entry, last_entry));
   }
-  widen(s.page_sum, fence_of(entry, new_tensor));
-  s.last = key_of(entry);
+  widen(s.page_sum, entry, new_tensor);
+  remember(s.last, entry);
   return {};
 }
 

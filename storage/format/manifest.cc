@@ -26,39 +26,40 @@ std::strong_ordering order(const std::optional<Holder>& a, const std::optional<H
   return std::tie(a->index, a->count) <=> std::tie(b->index, b->count);
 }
 
-Result<void> check_extents(std::string_view what, std::uint64_t bytes, const std::vector<Extent>& extents) {
+/// `what` names the entry; it is called only for a message, because millions of entries are right.
+template <class What>
+Result<void> check_extents(What what, std::uint64_t bytes, const std::vector<Extent>& extents) {
   std::uint64_t sum = 0;
   for (const auto& extent : extents) {
     const std::uint64_t end = std::uint64_t{extent.offset} + extent.length;
     if (extent.length == 0 || end > kChunkBytesMax)
-      return fail(Errc::kInvalid, fmt::format("{}: extent of {} bytes at {} of chunk {} is outside a chunk", what,
+      return fail(Errc::kInvalid, fmt::format("{}: extent of {} bytes at {} of chunk {} is outside a chunk", what(),
                                               extent.length, extent.offset, extent.chunk.text()));
-    if (!add_checked(sum, extent.length, sum)) return fail(Errc::kInvalid, fmt::format("{}: extents overflow", what));
+    sum += extent.length;  // as many extents as would overflow this do not fit in memory
   }
-  if (sum != bytes) return fail(Errc::kInvalid, fmt::format("{}: extents hold {} bytes, not {}", what, sum, bytes));
+  if (sum != bytes) return fail(Errc::kInvalid, fmt::format("{}: extents hold {} bytes, not {}", what(), sum, bytes));
   return {};
 }
 
 Result<void> check(const ShardEntry& shard) {
   CHECK_OK(check_free_name("tensor", shard.tensor));
-  const std::string where = fmt::format("tensor '{}' rank {}", shard.tensor, shard.rank);
-  const auto context = [&](Result<void> result) -> Result<void> {
-    if (!result) return fail(std::move(result.error()).with(where));
-    return {};
+  const auto failure = [&](Error error) {
+    return fail(std::move(error).with(fmt::format("tensor '{}' rank {}", shard.tensor, shard.rank)));
   };
-  if (auto dtype = dtype_of(static_cast<std::uint8_t>(shard.dtype)); !dtype)
-    return fail(std::move(dtype.error()).with(where));
-  if (auto count = elements(shard.global_shape); !count) return fail(std::move(count.error()).with(where));
-  CHECK_OK(context(check_box(shard.box, shard.global_shape)));
+  if (auto dtype = dtype_of(static_cast<std::uint8_t>(shard.dtype)); !dtype) return failure(std::move(dtype).error());
+  if (auto count = elements(shard.global_shape); !count) return failure(std::move(count).error());
+  if (auto ok = check_box(shard.box, shard.global_shape); !ok) return failure(std::move(ok).error());
   if (shard.holder && (shard.holder->count == 0 || shard.holder->index >= shard.holder->count))
-    return fail(Errc::kInvalid, fmt::format("{}: holder {} of {}", where, shard.holder->index, shard.holder->count));
+    return failure({Errc::kInvalid, fmt::format("holder {} of {}", shard.holder->index, shard.holder->count)});
   TRY(const auto bytes, saved_bytes(shard));
-  return check_extents(fmt::format("{} box {}", where, text(shard.box)), bytes, shard.extents);
+  return check_extents(
+      [&] { return fmt::format("tensor '{}' rank {} box {}", shard.tensor, shard.rank, text(shard.box)); }, bytes,
+      shard.extents);
 }
 
 Result<void> check(const BlobEntry& blob) {
   CHECK_OK(check_free_name("blob", blob.name));
-  return check_extents(fmt::format("blob '{}' rank {}", blob.name, blob.rank), blob.size, blob.extents);
+  return check_extents([&] { return fmt::format("blob '{}' rank {}", blob.name, blob.rank); }, blob.size, blob.extents);
 }
 
 Result<void> check(const TokenEntry& token) {

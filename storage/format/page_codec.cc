@@ -236,6 +236,14 @@ std::string_view name_in(const Entry& entry) {
   }
 }
 
+namespace {
+
+std::string_view name_before(const Entry* last) {
+  return last == nullptr ? std::string_view() : name_in(*last);
+}
+
+}  // namespace
+
 void put_name(std::string& out, std::string_view name, std::string_view before) {
   const auto shared = static_cast<std::size_t>(std::ranges::mismatch(name, before).in1 - name.begin());
   put_varint(out, shared);
@@ -303,14 +311,13 @@ Result<Page> open(std::string_view bytes, std::string_view what) {
   return page;
 }
 
-Result<bool> EntriesBuilder::add(const Entry& entry) {
+Result<bool> EntriesBuilder::add(const Entry& entry, const Entry* last) {
+  if (count_ == 0) last = nullptr;
   // Encoded against the page so far; undone when it does not fit.
   std::string bytes;
   const auto writers = writers_.size();
   const auto extents = extents_;
-  const auto last_name = last_name_;
-  auto last_shard = last_shard_;
-  std::visit([&](const auto& one) { put(bytes, one); }, entry);
+  std::visit([&](const auto& one) { put(bytes, one, last); }, entry);
   const auto size = kHeaderBytes + 10 + writers_.size() * 24 + entries_.size() + bytes.size();
   if (count_ == 0) {
     if (size > kEntryBytesMax || extents_ > kExtentsMax)
@@ -320,8 +327,6 @@ Result<bool> EntriesBuilder::add(const Entry& entry) {
   } else if (size > kPageBytes || extents_ > kExtentsMax) {
     writers_.resize(writers);
     extents_ = extents;
-    last_name_ = last_name;
-    last_shard_ = std::move(last_shard);
     return false;
   }
   entries_ += bytes;
@@ -341,7 +346,7 @@ std::string EntriesBuilder::body() const {
 
 std::size_t EntriesBuilder::writer_number(const ChunkId& chunk) {
   const Writer writer{.owner = chunk.owner, .nonce = chunk.writer};
-  // Neighbours share their writer, and one page knows few.
+  if (!writers_.empty() && writers_.back() == writer) return writers_.size() - 1;  // neighbours often share it
   const auto found = std::ranges::find(writers_, writer);
   const auto number = static_cast<std::size_t>(found - writers_.begin());
   if (found == writers_.end()) writers_.push_back(writer);
@@ -382,26 +387,18 @@ void EntriesBuilder::put_extents(std::string& out, const std::vector<Extent>& ex
   extents_ += extents.size();
 }
 
-void EntriesBuilder::put(std::string& out, const ShardEntry& shard) {
-  const bool new_tensor = !last_shard_ || last_shard_->tensor != shard.tensor || last_shard_->dtype != shard.dtype ||
-                          last_shard_->global_shape != shard.global_shape;
-  const bool same_box = !new_tensor && last_shard_->box == shard.box;
+void EntriesBuilder::put(std::string& out, const ShardEntry& shard, const Entry* last) {
+  const auto* before = last == nullptr ? nullptr : std::get_if<ShardEntry>(last);
+  const bool new_tensor = before == nullptr || before->tensor != shard.tensor || before->dtype != shard.dtype ||
+                          before->global_shape != shard.global_shape;
+  const bool same_box = !new_tensor && before->box == shard.box;
   out += static_cast<char>(static_cast<std::uint8_t>(Kind::kShard) | (new_tensor ? kNewTensor : 0) |
                            (same_box ? kSameBox : 0) | (shard.holder ? kWithHolder : 0));
   if (new_tensor) {
-    put_name(out, shard.tensor, last_name_);
+    put_name(out, shard.tensor, name_before(last));
     out += static_cast<char>(shard.dtype);
     put_varint(out, shard.global_shape.size());
     for (const auto size : shard.global_shape) put_varint(out, size);
-    last_name_ = shard.tensor;
-    last_shard_ = ShardEntry{.tensor = shard.tensor,
-                             .dtype = shard.dtype,
-                             .global_shape = shard.global_shape,
-                             .box = {},
-                             .holder = {},
-                             .rank = 0,
-                             .crc = 0,
-                             .extents = {}};
   }
   if (!same_box) {
     std::uint64_t mask = 0;
@@ -410,7 +407,6 @@ void EntriesBuilder::put(std::string& out, const ShardEntry& shard) {
     put_varint(out, mask);
     for (std::size_t d = 0; d < shard.box.shape.size(); ++d)
       if (mask >> d & 1) put_varint(out, shard.box.offset[d]), put_varint(out, shard.box.shape[d]);
-    last_shard_->box = shard.box;
   }
   if (shard.holder) put_varint(out, shard.holder->index), put_varint(out, shard.holder->count);
   put_varint(out, shard.rank);
@@ -418,29 +414,26 @@ void EntriesBuilder::put(std::string& out, const ShardEntry& shard) {
   put_extents(out, shard.extents);
 }
 
-void EntriesBuilder::put(std::string& out, const BlobEntry& blob) {
+void EntriesBuilder::put(std::string& out, const BlobEntry& blob, const Entry* last) {
   out += static_cast<char>(Kind::kBlob);
-  put_name(out, blob.name, last_name_);
-  last_name_ = blob.name;
+  put_name(out, blob.name, name_before(last));
   put_varint(out, blob.rank);
   put_varint(out, blob.size);
   put_u32(out, blob.crc);
   put_extents(out, blob.extents);
 }
 
-void EntriesBuilder::put(std::string& out, const TokenEntry& token) {
+void EntriesBuilder::put(std::string& out, const TokenEntry& token, const Entry* last) {
   out += static_cast<char>(Kind::kToken);
-  put_name(out, token.stream, last_name_);
-  last_name_ = token.stream;
+  put_name(out, token.stream, name_before(last));
   put_varint(out, token.rank);
   put_varint(out, token.bytes.size());
   out += token.bytes;
 }
 
-void EntriesBuilder::put(std::string& out, const MetaEntry& meta) {
+void EntriesBuilder::put(std::string& out, const MetaEntry& meta, const Entry* last) {
   out += static_cast<char>(Kind::kMeta);
-  put_name(out, meta.scope, last_name_);
-  last_name_ = meta.scope;
+  put_name(out, meta.scope, name_before(last));
   put_varint(out, meta.key.size());
   out += meta.key;
   put_varint(out, meta.rank);

@@ -6,13 +6,14 @@
 #include <string_view>
 
 #include "proto/common/ids.h"
+#include "proto/common/units.h"
 #include "storage/format/index_pages.h"
 
 /// Bytes of index pages; private to storage/format. The tables stand in page_codec.cc.
 namespace cairn::format::pages {
 
-inline constexpr std::size_t kPageBytes = 16 * 1024;      // a page ends before the entry that would make it longer
-inline constexpr std::size_t kPageBytesMax = 64 * 1024;   // of a page with several entries
+inline constexpr std::size_t kPageBytes = 16 * kKiB;      // a page ends before the entry that would make it longer
+inline constexpr std::size_t kPageBytesMax = 64 * kKiB;   // of a page with several entries
 inline constexpr std::size_t kEntryBytesMax = 101 << 20;  // of a page with one entry (metadata is the longest)
 inline constexpr std::size_t kExtentsMax = 1 << 18;       // in one page
 inline constexpr std::size_t kHeaderBytes = 20;
@@ -85,8 +86,9 @@ Result<Page> open(std::string_view bytes, std::string_view what);
 /// Entries of one page, taken one by one.
 class EntriesBuilder {
  public:
-  /// False: the page is full (and not empty); flush and add again. errors: kInvalid  too large for any page
-  Result<bool> add(const Entry& entry);
+  /// `last`: the entry added before (its key is enough), null in an empty page.
+  /// False: the page is full; flush and add again. errors: kInvalid  too large for any page
+  Result<bool> add(const Entry& entry, const Entry* last);
   bool empty() const { return count_ == 0; }
   std::uint32_t count() const { return count_; }
   std::string body() const;
@@ -99,15 +101,13 @@ class EntriesBuilder {
   };
   std::size_t writer_number(const ChunkId& chunk);
   void put_extents(std::string& out, const std::vector<Extent>& extents);
-  void put(std::string& out, const ShardEntry& shard);
-  void put(std::string& out, const BlobEntry& blob);
-  void put(std::string& out, const TokenEntry& token);
-  void put(std::string& out, const MetaEntry& meta);
+  void put(std::string& out, const ShardEntry& shard, const Entry* last);
+  void put(std::string& out, const BlobEntry& blob, const Entry* last);
+  void put(std::string& out, const TokenEntry& token, const Entry* last);
+  void put(std::string& out, const MetaEntry& meta, const Entry* last);
 
   std::vector<Writer> writers_;
   std::string entries_;
-  std::string last_name_;
-  std::optional<ShardEntry> last_shard_;  // without extents: name, dtype, shape and box are shared
   std::size_t extents_ = 0;
   std::uint32_t count_ = 0;
 };
