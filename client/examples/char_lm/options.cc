@@ -108,7 +108,7 @@ std::expected<Options, std::string> parse(int count, char** arguments) {
       if (++i == count) return std::unexpected(flag + " needs a value");
       value = arguments[i];
     }
-    if (!setter->second(value)) return std::unexpected(flag + ": not a good value: " + value);
+    if (!setter->second(value)) return std::unexpected(flag.append(": not a good value: ").append(value));
   }
   if (options.run.empty()) return std::unexpected("--run BUCKET/RUN is missing (see --help)");
   if (options.log_every == 0) return std::unexpected("--log-every must be 1 or more");
