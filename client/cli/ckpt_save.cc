@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <charconv>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -164,7 +165,12 @@ Result<SaveResult> send(Save& save, const Plan& plan) {
   for (const auto& file : plan.files) CHECK_OK(stager.add_file(file));
   TRY(auto ticket, save.stage());
   progress.set(plan.bytes);
-  return ticket.wait();
+  for (;;) {
+    auto saved = ticket.wait_for(std::chrono::milliseconds(250));
+    if (saved || saved.error().code != Errc::kDeadline) return saved;
+    if (ticket.ready()) return ticket.wait();  // the deadline was the attempt's, not that of this look
+    if (stop_requested) return fail(stopped());
+  }
 }
 
 }  // namespace
@@ -192,7 +198,11 @@ Result<void> ckpt_save(Context& context, const CkptSave& args) {
                                  .declared_bytes = plan.bytes}));
   auto saved = send(save, plan);
   if (!saved) {
-    (void)save.abort(saved.error().message);  // best effort: without it the attempt ends by its silence
+    // Best effort: without it the attempt ends by its silence. It fails too when the step was committed just now.
+    const auto aborted = save.abort(saved.error().message);
+    if (saved.error().code == Errc::kCancelled && !aborted)
+      return fail(Errc::kUnknown, fmt::format("stopped by a signal, and step {} may be committed or not ({})",
+                                              args.step, aborted.error().message));
     return fail(std::move(saved).error());
   }
   if (context.json) {

@@ -179,6 +179,20 @@ class Cli(unittest.TestCase):
         self.run_cairn("put", self.dir / "nothing", url + "k", code=3)
         self.run_cairn("put", self.dir, url + "k", code=2)
 
+    def test_a_put_stopped_by_a_signal_leaves_nothing(self):
+        url = f"cairn://{self.make_bucket()}/k"
+        put = subprocess.Popen([BIN / "cairn", "put", "-", url], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=dict(os.environ, CAIRN_SERVER=self.server))
+        put.stdin.write(bytes(1 << 20))  # more than a pipe holds: once written, the program is reading
+        put.stdin.flush()
+        put.send_signal(signal.SIGINT)
+        message = put.stderr.read()
+        self.assertEqual(put.wait(timeout=60), 1)
+        self.assertIn(b"stopped", message)
+        put.stdin.close()
+        put.stderr.close()
+        self.run_cairn("stat", url, code=3)
+
     # ---- checkpoints ----
 
     def sharded_folder(self):
