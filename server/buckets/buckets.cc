@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "proto/common/text.h"
+#include "proto/common/units.h"
 #include "proto/wire/records.pb.h"
 #include "server/records/keys.h"
 #include "server/records/merged_scan.h"
@@ -79,7 +80,7 @@ Task<wire::BucketInfo> Buckets::show(wire::BucketShow request) {
 }
 
 Task<wire::BucketListReply> Buckets::list(wire::BucketList request) {
-  constexpr std::size_t kReplyBytesMax = 512 * 1024;  // half of what a message may have
+  constexpr std::size_t kReplyBytesMax = 512 * kKiB;  // half of what a message may have
   wire::BucketListReply reply;
   MergedScan scan(records_, std::string(kBucketPrefix), "");
   for (std::size_t bytes = 0;;) {
@@ -111,7 +112,7 @@ Task<Buckets::Use> Buckets::use(std::string bucket) {
 }
 
 Task<wire::Empty> Buckets::remove(wire::BucketRemove request) {
-  const auto bucket = request.bucket();
+  const auto& bucket = request.bucket();
   CO_TRY(auto use, co_await this->use(bucket));
   auto state = use.state_;
   if (state->removing) co_return fail(Errc::kConflict, "bucket '" + bucket + "' is being removed by another call");

@@ -286,8 +286,11 @@ Task<wire::Empty> Checkpoints::commit(wire::Commit request) {
       if (!live->all_sealed() && !options_.bugs.commit_early) {
         std::string missing;
         std::uint32_t named = 0;
-        for (std::uint32_t rank = 0; rank < live->world_size && named < 8; ++rank)
-          if (!live->sealed.contains(rank)) missing += (named++ ? ", " : "") + std::to_string(rank);
+        for (std::uint32_t rank = 0; rank < live->world_size && named < 8; ++rank) {
+          if (live->sealed.contains(rank)) continue;
+          if (named++ > 0) missing += ", ";
+          missing += std::to_string(rank);
+        }
         co_return fail(Errc::kConflict, "commit of " + live->name() + ": " +
                                             std::to_string(live->world_size - live->sealed.size()) + " of " +
                                             std::to_string(live->world_size) + " ranks have not sealed: " + missing);

@@ -78,7 +78,8 @@ Task<wire::OpenRunReply> Checkpoints::open_run(wire::OpenRun request) {
         co_return fail(Errc::kNotFound,
                        what + ": step " + std::to_string(request.resume().step()) + " to resume from does not exist");
       *run.value.mutable_resume() = request.resume();
-      if (request.discard_after()) CO_CHECK_OK(co_await add_discards(bucket, run_name, request.resume().step(), {}, edit));
+      if (request.discard_after())
+        CO_CHECK_OK(co_await add_discards(bucket, run_name, request.resume().step(), {}, edit));
     } else {
       // A commit or removal meanwhile changes the run's record, and the compare of its version fails.
       CO_TRY(const auto highest, co_await highest_step(bucket, run_name));

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "proto/common/units.h"
 #include "proto/wire/records.pb.h"
 #include "server/checkpoints/found.h"
 #include "server/records/keys.h"
@@ -13,7 +14,7 @@ namespace cairn::server {
 namespace {
 
 constexpr std::uint32_t kListMax = 1000;
-constexpr std::size_t kListBytesMax = 512 * 1024;  // half of what a message may have
+constexpr std::size_t kListBytesMax = 512 * kKiB;  // half of what a message may have
 constexpr std::size_t kRemovedMax = 10'000;        // in one transaction
 
 Result<void> check_names(const std::string& bucket, const std::string& run) {
@@ -53,7 +54,8 @@ Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::u
   for (auto key = step_key(bucket, run, after);;) {
     CO_TRY(const auto page, co_await records_.scan(home_group(bucket, run), step_prefix(bucket, run), key, kPage));
     for (const auto& record : page) CO_CHECK_OK(add_removal(record, owners, edit));
-    if ((count += page.size()) > kRemovedMax)
+    count += page.size();
+    if (count > kRemovedMax)
       co_return fail(Errc::kInvalid, "more than " + std::to_string(kRemovedMax) + " steps to remove at once");
     if (page.size() < kPage) co_return {};
     key = page.back().key;

@@ -112,7 +112,8 @@ struct ChunkService::Frame {
         const auto part = rest.first(std::min<std::size_t>(rest.size(), kBlockBytes - in_block));
         crc = crc32c(part, crc);
         rest = rest.subspan(part.size());
-        if ((in_block += part.size()) == kBlockBytes) {
+        in_block += part.size();
+        if (in_block == kBlockBytes) {
           header.add_crcs(crc);
           crc = 0;
           in_block = 0;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "proto/common/text.h"
+#include "proto/common/units.h"
 #include "proto/wire/records.pb.h"
 #include "server/records/keys.h"
 #include "server/records/merged_scan.h"
@@ -14,7 +15,7 @@ namespace cairn::server {
 namespace {
 
 constexpr std::uint32_t kListMax = 1000;
-constexpr std::size_t kListBytesMax = 512 * 1024;  // half of what a message may have
+constexpr std::size_t kListBytesMax = 512 * kKiB;  // half of what a message may have
 
 std::string name_of(const std::string& bucket, const std::string& key) {
   return "object '" + bucket + "/" + printable(key) + "'";
