@@ -1,4 +1,5 @@
-// `cairn ckpt restore` of steps that no `ckpt save` wrote: by a training job of several ranks, and by a hostile client.
+// `cairn ckpt` beside other clients: steps saved by a training job of several ranks or by a hostile client, and a job
+// that is saving right now.
 
 #include <cairn/client.h>
 
@@ -141,4 +142,24 @@ TEST_CASE("ckpt restore: file names that leave the folder, or say what is not so
     CHECK(job.everything().empty());
     CHECK_FALSE(fs::exists(job.out()));
   }
+}
+
+TEST_CASE("ckpt save: refused while ranks of another launch are saving, unless forced", "[integration]") {
+  Job job;
+  const auto path = job.daemon.folder() + "/file";
+  std::ofstream(path) << "x";
+  cli::CkptSave args{.run = "b/run", .step = 10, .paths = {path}, .overwrite = false, .force = false, .launch = {}};
+  REQUIRE(cli::ckpt_save(job.context, args));
+  auto open = job.begin(20, 0, 2);  // rank 1 has not come yet
+  args.step = 11;
+  const auto refused = cli::ckpt_save(job.context, args);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kConflict);
+  CHECK_THAT(refused.error().message, Catch::Contains("'job:0'") && Catch::Contains("step 20"));
+  args.launch = "job:0";  // of that launch itself: not another's
+  CHECK(cli::ckpt_save(job.context, args));
+  args.launch = {}, args.step = 12, args.force = true;
+  CHECK(cli::ckpt_save(job.context, args));
+  auto ticket = open.stage();
+  CHECK((!ticket || ticket->wait().error().code == Errc::kFenced));
 }
