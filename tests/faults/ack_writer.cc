@@ -350,6 +350,7 @@ void verify_run(cairn::Client& client, std::istringstream& line) {
   std::optional<std::uint64_t> after;
   for (;;) {
     auto page = client.steps(run, after, 100);
+    if (!page && page.error().code == cairn::Errc::kNotFound) return;  // killed before the run was opened
     if (!page) return complain("list " + run + ": " + page.error().message);
     for (const auto& step : page->items) {
       verify_step(client, run, step.step);
