@@ -133,7 +133,8 @@ export ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp second_deadlock_stack=1"
 if has_phase asan; then build_and_test asan --label-exclude 'faults|checks|long|release_only'; fi
-if has_phase tsan; then build_and_test tsan --label-exclude 'faults|checks|long|release_only|single_thread'; fi
+# The simulator has one thread.
+if has_phase tsan; then build_and_test tsan --label-exclude 'faults|checks|long|release_only|sim'; fi
 
 echo
 printf '%s\n' "${table[@]}"
