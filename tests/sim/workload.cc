@@ -189,6 +189,14 @@ class Workload {
 
 // ---- Ranks
 
+/// A session lives in its own background work until it is closed: also when the frame that holds it is destroyed.
+struct CloseSession {
+  std::shared_ptr<client::Session> session;
+  explicit CloseSession(std::shared_ptr<client::Session> s) : session(std::move(s)) {}
+  CloseSession(const CloseSession&) = delete;
+  ~CloseSession() { session->close(); }
+};
+
 Task<std::shared_ptr<client::Session>> Workload::connect(Workload* w, Node* node) {
   client::SessionOptions options;
   options.servers = {w->daemon_->address()};
@@ -214,6 +222,7 @@ Task<void> Workload::run_rank(Workload* w, Launch* launch, std::uint32_t rank) {
   auto& history = launch->job->history;
 
   CO_TRY(auto session, co_await connect(w, node));
+  CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
   client::OpenedRun run;
   for (;;) {
@@ -253,7 +262,6 @@ Task<void> Workload::run_rank(Workload* w, Launch* launch, std::uint32_t rank) {
     CO_TRY(auto go_on, co_await save(w, launch, rank, session, arena.get(), run, &op));
     if (!go_on) break;
   }
-  session->close();
   co_return {};
 }
 
@@ -560,6 +568,7 @@ Task<void> Workload::check_step(Workload* w, Job* job, Node* node, std::shared_p
 Task<void> Workload::read_back(Workload* w, Job* job) {
   auto* node = &w->admin_;
   CO_TRY(auto session, co_await connect(w, node));
+  CloseSession close(session);
   const auto asked = w->world_.now();
   std::vector<std::uint64_t> steps;
   {
@@ -576,7 +585,6 @@ Task<void> Workload::read_back(Workload* w, Job* job) {
     CO_CHECK_OK(co_await check_step(w, job, node, session, step, static_cast<std::uint32_t>(w->draw_.between(1, 4)),
                                     w->draw_.below(2), true));
   CO_CHECK_OK(co_await check_step(w, job, node, session, std::nullopt, 1, 0, true));
-  session->close();
   co_return {};
 }
 
@@ -728,6 +736,7 @@ Task<void> Workload::administer(Workload* w) {
   auto* node = &w->admin_;
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
+  CloseSession close(session);
   while (!w->healed_) {
     co_await node->sleep(w->log_time(5ms, 3s));
     auto& job = *w->jobs_[draw.below(w->jobs_.size())];
@@ -822,11 +831,11 @@ WorkloadResult Workload::run() {
   } else if (auto made = world_.run(admin_,
                                     [](Workload* w) -> Task<void> {
                                       CO_TRY(auto session, co_await connect(w, &w->admin_));
+                                      CloseSession close(session);
                                       client::BucketSummary bucket;
                                       bucket.name = kBucket;
                                       CO_CHECK_OK(co_await client::create_bucket(session, std::move(bucket),
                                                                                  w->admin_.now() + kCallTimeout));
-                                      session->close();
                                       co_return {};
                                     }(this));
              !made) {
