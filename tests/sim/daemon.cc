@@ -77,6 +77,7 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   daemon.addresses = {self->address()};
   daemon.garbage.grace = options.garbage_grace;
   daemon.garbage.interval = options.garbage_interval;
+  daemon.objects.upload_idle_max = std::chrono::minutes(1);
   daemon.checkpoints.index_chunk_bytes = 64 * kKiB;
   daemon.bugs = save_bugs(options.bug);
   daemon.wrap_liveness = [self](std::unique_ptr<server::Liveness> honest) -> std::unique_ptr<server::Liveness> {

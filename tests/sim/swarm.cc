@@ -16,6 +16,7 @@ Swarm draw_swarm(std::uint64_t seed) {
   s.tensor_bytes_max = draw.chance(0.2) ? 200'000 : 20'000;
   s.segment_bytes = draw.chance(0.5) ? 4 << 20 : 16 << 20;
   s.bad_saves = draw.chance(0.3);
+  s.objects = draw.chance(0.4);
   s.removals = draw.chance(0.4);
   s.zombies = draw.chance(0.4);
   if (draw.chance(0.4)) s.liveness_lies = rate(0.5);
@@ -91,6 +92,7 @@ std::string Swarm::text() const {
     if (p > 0) out += std::string(" ") + name + "=" + std::to_string(p);
   };
   flag(bad_saves, "bad_saves");
+  flag(objects, "objects");
   flag(removals, "removals");
   flag(zombies, "zombies");
   rate(liveness_lies, "liveness_lies");

@@ -21,6 +21,7 @@ struct Swarm {
   std::uint32_t tensor_bytes_max = 40'000;
   std::uint32_t segment_bytes = 4 << 20;
   bool bad_saves = false;    // some ranks leave a gap or overlap
+  bool objects = false;      // somebody puts, gets and removes objects meanwhile
   bool removals = false;     // an administrator removes steps meanwhile
   double liveness_lies = 0;  // wrong or missing answers to the garbage collector, which it must survive
   rt::Duration garbage_grace = std::chrono::seconds(20), garbage_interval = std::chrono::seconds(5);

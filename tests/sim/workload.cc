@@ -26,7 +26,7 @@ using Time = rt::TimePoint;
 constexpr const char* kBucket = "sim";
 constexpr rt::Duration kCallTimeout = 20s;    // what clients are given
 constexpr rt::Duration kCallSlack = 40s;      // a call that has not ended then never will
-constexpr rt::Duration kSafetyPhase = 20min;  // virtual
+constexpr rt::Duration kSafetyPhase = 60min;  // virtual; a rank that never joins is waited for ten minutes
 constexpr rt::Duration kHealedSave = 150s;    // a new launch's save must be committed within, once all is well
 constexpr rt::Duration kGarbageGone = 30min;
 constexpr std::uint64_t kEventsMax = 20'000'000;
@@ -56,7 +56,8 @@ class Workload {
         world_(options_.seed),
         draw_(options_.seed, "workload"),
         director_(world_.make_node("director")),
-        admin_(world_.make_node("admin")) {
+        admin_(world_.make_node("admin")),
+        putter_(world_.make_node("putter")) {
     world_.on_trace = options_.trace;
     SimDaemon::Options daemon;
     daemon.segment_bytes = swarm_.segment_bytes;
@@ -71,6 +72,7 @@ class Workload {
     for (auto* node : nodes_)
       if (node->alive()) node->kill(Death::kProcess);
     if (admin_.alive()) admin_.kill(Death::kProcess);
+    if (putter_.alive()) putter_.kill(Death::kProcess);
     director_.kill(Death::kProcess);
     if (daemon_->node().alive()) daemon_->node().kill(Death::kProcess);
   }
@@ -107,7 +109,7 @@ class Workload {
     if (world_.tracing()) world_.trace("checker", "BROKEN " + violations_.back());
   }
   bool any_violation() const {
-    return !violations_.empty() ||
+    return !violations_.empty() || !objects_.violations().empty() ||
            std::any_of(jobs_.begin(), jobs_.end(), [](const auto& j) { return !j->history.violations().empty(); });
   }
 
@@ -126,6 +128,12 @@ class Workload {
   static Task<void> drive_daemon(Workload* w);
   static Task<void> drive_disk(Workload* w);
   static Task<void> administer(Workload* w);
+  static Task<void> use_objects(Workload* w);
+  static Task<void> put_object(Workload* w, std::shared_ptr<client::Session> session, client::Arena* arena,
+                               std::uint64_t key);
+  static Task<void> get_object(Workload* w, Node* node, std::shared_ptr<client::Session> session, std::uint64_t key,
+                               bool must_read);
+  static Task<void> read_objects_back(Workload* w);
   static Task<void> run_rank(Workload* w, Launch* launch, std::uint32_t rank);
   static Task<bool> save(Workload* w, Launch* launch, std::uint32_t rank, std::shared_ptr<client::Session> session,
                          client::Arena* arena, client::OpenedRun run, const Operation* op);
@@ -177,6 +185,9 @@ class Workload {
   Prng draw_;
   Node& director_;
   Node& admin_;
+  Node& putter_;
+  History objects_{"objects"};  // a key is a step, every put overwrites
+  std::uint32_t next_put_ = 0;
   std::unique_ptr<SimDaemon> daemon_;
   std::vector<Node*> nodes_;
   std::vector<std::string> violations_;
@@ -772,6 +783,130 @@ Task<void> Workload::administer(Workload* w) {
   co_return {};
 }
 
+// ---- Objects
+
+namespace {
+constexpr std::uint64_t kObjectKeys = 3;
+std::string object_key(std::uint64_t key) {
+  return "object/" + std::to_string(key);
+}
+/// The first bytes name the put, the others are a function of it.
+std::vector<std::byte> object_bytes(std::uint64_t key, Tag tag) {
+  std::vector<std::byte> out(8 + (tag.operation * 7919) % 30'000);
+  Payload("object", key, tag, "").fill(0, out);
+  const std::uint64_t number = tag.operation;
+  std::memcpy(out.data(), &number, 8);
+  return out;
+}
+}  // namespace
+
+Task<void> Workload::put_object(Workload* w, std::shared_ptr<client::Session> session, client::Arena* arena,
+                                std::uint64_t key) {
+  const Tag tag{0, ++w->next_put_};
+  const bool if_absent = w->draw_.chance(0.2);
+  const auto bytes = object_bytes(key, tag);
+  const auto asked = w->world_.now();
+  w->objects_.begin_called(key, tag, {.overwrite = true}, asked);
+  Call call(*w, "put", 4 * kCallTimeout + kCallSlack);
+  client::ChunkWriter::Options options;
+  options.timeout = kCallTimeout;
+  auto writer = co_await client::ObjectWriter::begin(session, *arena, kBucket, object_key(key), if_absent, options);
+  bool certain = true;  // it has not happened
+  Result<void> done;
+  if (!writer) {
+    done = fail(std::move(writer).error());
+  } else {
+    done = co_await (*writer)->write(bytes);
+    if (done && w->draw_.chance(0.9)) {
+      auto sealed = co_await (*writer)->seal();
+      if (sealed) {
+        if (if_absent) w->objects_.saw_absent(key, asked, w->world_.now());
+        w->objects_.committed(key, tag, {}, w->world_.now());
+        co_return {};
+      }
+      certain = sealed.error().code == Errc::kExists;
+      done = fail(std::move(sealed).error());
+    }
+  }
+  if (!done && w->world_.tracing()) w->world_.trace("putter", done.error().message);
+  if (certain) w->objects_.gave_up(key, tag, w->world_.now());
+  co_return {};
+}
+
+Task<void> Workload::get_object(Workload* w, Node* node, std::shared_ptr<client::Session> session, std::uint64_t key,
+                                bool must_read) {
+  const auto asked = w->world_.now();
+  const auto what = node->name() + " get " + object_key(key);
+  Call call(*w, what, 4 * kCallTimeout + kCallSlack);
+  auto excused = [&](const Error& error) {
+    if (w->world_.tracing()) w->world_.trace(node->name(), what + ": " + error.message);
+    if (error.code == Errc::kDataLoss) return w->swarm_.damages();
+    return !must_read && error.code != Errc::kInvalid && error.code != Errc::kProtocol;
+  };
+  auto opened = co_await client::open_object(session, kBucket, object_key(key), node->now() + kCallTimeout);
+  const auto answered = w->world_.now();
+  if (!opened) {
+    if (opened.error().code == Errc::kNotFound)
+      w->objects_.saw_absent(key, asked, answered);
+    else if (!excused(opened.error()))
+      w->broken("P3", what + ": " + opened.error().message);
+    co_return {};
+  }
+  w->owners_.insert(opened->summary.owner);
+  auto object = std::make_shared<const client::OpenedObject>(std::move(*opened));
+  std::vector<std::byte> out(object->summary.size);
+  auto read = co_await client::read_object(session, kBucket, object, 0, out, kCallTimeout);
+  if (!read) {
+    const bool gone = read.error().code == Errc::kDeleted || read.error().code == Errc::kNotFound;
+    if (gone && !w->objects_.may_be_gone(key, asked, w->world_.now()))
+      w->broken("P1", what + ": told deleted, though nothing removed or replaced it: " + read.error().message);
+    else if (!gone && !excused(read.error()))
+      w->broken("P3", what + ": " + read.error().message);
+    co_return {};
+  }
+  std::uint64_t number = 0;
+  if (out.size() >= 8) std::memcpy(&number, out.data(), 8);
+  const Tag tag{0, static_cast<std::uint32_t>(number)};
+  if (out.size() < 8 || out != object_bytes(key, tag)) {
+    w->broken("P3", what + ": wrong bytes");
+    co_return {};
+  }
+  w->objects_.saw(key, tag, asked, answered);
+  ++w->result_.restores;
+  co_return {};
+}
+
+Task<void> Workload::use_objects(Workload* w) {
+  auto* node = &w->putter_;
+  auto& draw = w->draw_;
+  CO_TRY(auto session, co_await connect(w, node));
+  CloseSession close(session);
+  CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
+  for (;;) {
+    co_await node->sleep(w->log_time(1ms, 3s));
+    const auto key = draw.below(kObjectKeys);
+    const auto dice = draw.below(10);
+    if (dice < 5) {
+      CO_CHECK_OK(co_await put_object(w, session, arena.get(), key));
+    } else if (dice < 8) {
+      CO_CHECK_OK(co_await get_object(w, node, session, key, false));
+    } else {
+      const auto number = w->objects_.delete_called(key, false, w->world_.now());
+      Call call(*w, "remove object", 2 * kCallTimeout + kCallSlack);
+      auto removed = co_await client::remove_object(session, kBucket, object_key(key), node->now() + kCallTimeout);
+      w->objects_.delete_ended(number, removed ? History::Deleted::kYes : History::Deleted::kMaybe, w->world_.now());
+    }
+  }
+}
+
+Task<void> Workload::read_objects_back(Workload* w) {
+  CO_TRY(auto session, co_await connect(w, &w->admin_));
+  CloseSession close(session);
+  for (std::uint64_t key = 0; key < kObjectKeys; ++key)
+    CO_CHECK_OK(co_await get_object(w, &w->admin_, session, key, true));
+  co_return {};
+}
+
 // ---- The whole
 
 void Workload::heal() {
@@ -787,6 +922,7 @@ void Workload::heal() {
     if (node->alive()) node->kill(Death::kProcess);
   admin_.kill(Death::kProcess);
   admin_.restart();
+  putter_.kill(Death::kProcess);
   director_.kill(Death::kProcess);
   director_.restart();
   calls_.clear();
@@ -817,6 +953,8 @@ void Workload::converge(const char* when) {
       broken("P7", std::string(when) + ": reading back does not end");
     if (any_violation()) return;
   }
+  if (auto done = world_.run(admin_, read_objects_back(this), 10min); !done && !any_violation())
+    broken("P7", std::string(when) + ": reading objects back fails: " + done.error().message);
 }
 
 WorkloadResult Workload::run() {
@@ -853,6 +991,7 @@ WorkloadResult Workload::run() {
     director_.spawn(drive_daemon(this));
     director_.spawn(drive_disk(this));
     admin_.spawn(administer(this));
+    if (swarm_.objects) putter_.spawn(use_objects(this));
     auto over = [&] {
       return daemon_->refused().has_value() ||
              std::all_of(jobs_.begin(), jobs_.end(), [](const auto& job) { return job->driven; });
@@ -881,6 +1020,8 @@ WorkloadResult Workload::run() {
     }
   }
 
+  for (const auto& v : objects_.violations()) violations_.push_back(v.promise + ": " + v.what);
+  if (world_.tracing() && any_violation()) world_.trace("checker", objects_.text());
   for (const auto& job : jobs_) {
     for (const auto& v : job->history.violations()) violations_.push_back(v.promise + ": " + v.what);
     result_.commits += job->history.commits();
