@@ -124,7 +124,8 @@ struct SimNet::State : std::enable_shared_from_this<SimNet::State> {
     pipe.flying += bytes.size();
     pipe.on_the_way.push_back({std::move(bytes), pipe.last_due});
     schedule_pump(c, from);
-    if (random.chance(net.faults.cut)) cut(c, random.chance(net.faults.ghost));
+    if (random.chance(net.faults.cut))  // what was sent just now is what its sender cannot know the fate of
+      cut(c, random.chance(net.faults.ghost), random.chance(0.9) ? from : 1 - from);
   }
 
   void schedule_pump(const ConnectionPtr& c, int from) {
@@ -174,18 +175,17 @@ struct SimNet::State : std::enable_shared_from_this<SimNet::State> {
 
   // ---- cutting
 
-  /// Both ends are reset. With `ghost`, each end keeps receiving what the other had sent.
-  void cut(const ConnectionPtr& c, bool ghost) {
+  /// Both ends are reset. With `ghost` what `sender` had sent still arrives, late.
+  void cut(const ConnectionPtr& c, bool ghost, int sender) {
     if (c->ends[0].reset && c->ends[1].reset) return;
     world.injected(Fault::kCut, c->ends[0].owner.node->name() + " - " + c->ends[1].owner.node->name());
     if (!ghost) return reset_both(*c);
-    // Which side's bytes live on is drawn; its sender learns of the cut now.
-    const int sender = static_cast<int>(random.below(2));
+    // The sender learns of the cut now.
     auto& pipe = c->pipes[sender];
     reset_end(*c, sender);
     if (pipe.on_the_way.empty()) return reset_end(*c, 1 - sender);
     pipe.ghost = true;
-    const auto late = random.between(rt::Duration(0), net.faults.clog_max);
+    const auto late = random.between(rt::Duration(0), net.faults.clog_max / (1 << random.below(8)));
     for (auto& segment : pipe.on_the_way) segment.due += late;
     pipe.last_due += late;
     c->pipes[1 - sender].on_the_way.clear();
@@ -424,7 +424,7 @@ void SimNet::cut(const std::string& host_a, const std::string& host_b, bool ghos
       const auto& x = c->ends[0].owner.node->host();
       const auto& y = c->ends[1].owner.node->host();
       auto fits = [](const std::string& want, const std::string& have) { return want.empty() || want == have; };
-      if ((fits(host_a, x) && fits(host_b, y)) || (fits(host_a, y) && fits(host_b, x))) state_->cut(c, ghost);
+      if ((fits(host_a, x) && fits(host_b, y)) || (fits(host_a, y) && fits(host_b, x))) state_->cut(c, ghost, static_cast<int>(state_->random.below(2)));
     }
 }
 

@@ -29,7 +29,7 @@ Swarm draw_swarm(std::uint64_t seed) {
   s.rank_kills = on();
   s.pauses = draw.chance(0.25);
   if (on()) s.net.cut = rate(0.05);
-  if (s.net.cut > 0 && on()) s.net.ghost = 0.5;
+  if (s.net.cut > 0 && draw.chance(0.7)) s.net.ghost = 0.8;
   if (draw.chance(0.25)) s.net.clog = rate(0.01);
   if (on()) s.net.slow = rate(0.2);
   if (on()) s.net.split_read = rate(0.5);

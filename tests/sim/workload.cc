@@ -748,8 +748,8 @@ Task<void> Workload::administer(Workload* w) {
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
   CloseSession close(session);
-  while (!w->healed_) {
-    co_await node->sleep(w->log_time(5ms, 3s));
+  for (int operation = 0; !w->healed_; ++operation) {
+    co_await node->sleep(w->log_time(5ms, 3s) * (1 + operation / 20));
     auto& job = *w->jobs_[draw.below(w->jobs_.size())];
     auto& history = job.history;
     const auto steps = history.steps();
@@ -882,8 +882,9 @@ Task<void> Workload::use_objects(Workload* w) {
   CO_TRY(auto session, co_await connect(w, node));
   CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
-  for (;;) {
-    co_await node->sleep(w->log_time(1ms, 3s));
+  for (int operation = 0;; ++operation) {
+    // Busy at first, then ever less: a run that waits long for something else stays cheap.
+    co_await node->sleep(w->log_time(1ms, 1s) * (1 + operation / 20));
     const auto key = draw.below(kObjectKeys);
     const auto dice = draw.below(10);
     if (dice < 5) {
