@@ -927,7 +927,6 @@ void Workload::heal() {
   director_.kill(Death::kProcess);
   director_.restart();
   calls_.clear();
-  if (daemon_->fail_stopped()) daemon_->kill(Death::kProcess, false, 10ms);
   if (world_.tracing()) world_.trace("world", "heals");
 }
 
@@ -1002,7 +1001,9 @@ WorkloadResult Workload::run() {
     if (!any_violation()) {
       healed_ = true;
       heal();
-      world_.run_for(3s);        // free space is looked at once a second
+      // Free space is looked at once a second, and what was under way may still have failed.
+      world_.run_for(3s);
+      if (daemon_->fail_stopped()) daemon_->kill(Death::kProcess, false, 10ms);
       for (auto& job : jobs_) {  // saves succeed again
         if (!wait([&] { return daemon_->ready() || daemon_->refused(); }, 2min) || daemon_->refused()) break;
         auto& launch = make_launch(*job, true);
