@@ -424,7 +424,8 @@ void SimNet::cut(const std::string& host_a, const std::string& host_b, bool ghos
       const auto& x = c->ends[0].owner.node->host();
       const auto& y = c->ends[1].owner.node->host();
       auto fits = [](const std::string& want, const std::string& have) { return want.empty() || want == have; };
-      if ((fits(host_a, x) && fits(host_b, y)) || (fits(host_a, y) && fits(host_b, x))) state_->cut(c, ghost, static_cast<int>(state_->random.below(2)));
+      if ((fits(host_a, x) && fits(host_b, y)) || (fits(host_a, y) && fits(host_b, x)))
+        state_->cut(c, ghost, static_cast<int>(state_->random.below(2)));
     }
 }
 
