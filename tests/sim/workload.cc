@@ -371,7 +371,7 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
     }
   }
   std::vector<std::byte> blob(blob_bytes(rank));
-  Payload(history.run(), step, tag, "rng").fill(rank * 1000, blob);
+  Payload(history.run(), step, tag, "rng").fill(rank * std::uint64_t{1000}, blob);
   CO_CHECK_OK(attempt->add_blob("rng", blob));
   CO_CHECK_OK(attempt->add_token("tag", tag_text(tag)));
   if (launch->world_size > 1)
@@ -562,7 +562,8 @@ Task<void> Workload::check_step(Workload* w, Job* job, Node* node, std::shared_p
                         std::to_string(reader->summary().world_size) + " ranks");
   for (auto entry : contents->blobs) {
     std::string want(blob_bytes(entry.rank), '\0');
-    Payload(history.run(), step, *tag, "rng").fill(entry.rank * 1000, std::as_writable_bytes(std::span(want)));
+    Payload(history.run(), step, *tag, "rng")
+        .fill(entry.rank * std::uint64_t{1000}, std::as_writable_bytes(std::span(want)));
     const auto rank = entry.rank;
     auto got = co_await reader->blob(std::move(entry));
     if (!got) {
