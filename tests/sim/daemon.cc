@@ -3,6 +3,7 @@
 #include <map>
 
 #include "proto/rpc/rpc.h"
+#include "proto/wire/frame.h"
 #include "server/daemon/daemon.h"
 #include "storage/target/target.h"
 #include "tests/sim/bugs.h"
@@ -48,13 +49,46 @@ class SimDaemon::LyingLiveness final : public server::Liveness {
   std::map<OwnerId, std::uint64_t> lies_;
 };
 
+/// A request that has arrived before: the copy that a cut connection held back while its sender went on by another one.
+/// Nobody waits for the answer, and no data follows.
+class SimDaemon::LateCall final : public rpc::ServerCall {
+ public:
+  explicit LateCall(const rpc::ServerCall& first)
+      : method_(first.method()), request_(first.request()), client_(first.client()), connection_(first.connection()) {}
+  wire::Method method() const override { return method_; }
+  const std::string& request() const override { return request_; }
+  const std::string& client() const override { return client_; }
+  std::uint64_t connection() const override { return connection_; }
+  Task<Data> next_data() override { return lost(); }
+  Task<void> send_data(std::string, std::vector<Buffer>) override { return sent(); }
+
+ private:
+  static Task<Data> lost() { co_return fail(Errc::kUnavailable, "connection reset"); }
+  static Task<void> sent() { co_return {}; }
+  wire::Method method_;
+  std::string request_, client_;
+  std::uint64_t connection_;
+};
+
+Task<void> SimDaemon::arrive_late(SimDaemon* self, std::shared_ptr<rpc::ServerCall> call, rt::Duration delay) {
+  co_await self->node_.sleep(delay);
+  if (!self->ready()) co_return {};
+  const auto name = wire::name_of(call->method());
+  self->world_.injected(Fault::kDuplicate, name);
+  auto answer = co_await self->process_->daemon->handler()(std::move(call));
+  if (self->world_.tracing())
+    self->world_.trace("daemon", "late " + std::string(name) + ": " + (answer ? "done" : answer.error().message));
+  co_return {};
+}
+
 SimDaemon::SimDaemon(World& world, Options options)
     : world_(world),
       options_(std::move(options)),
       node_(world.make_node("daemon")),
       disk_(world.make_disk("d0", {.capacity_bytes = options_.capacity_bytes})),
       index_(world.make_index("i0")),
-      lies_(world.seed(), "lies") {}
+      lies_(world.seed(), "lies"),
+      duplicates_(world.seed(), "duplicates") {}
 
 Task<void> SimDaemon::run(SimDaemon* self) {
   const auto& options = self->options_;
@@ -88,7 +122,15 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   rpc::Server::Options server;
   server.node = "daemon";
   server.cluster = p.daemon->cluster();
-  p.server = rpc::Server::create(runtime, *p.units, std::move(server), p.daemon->handler(), p.daemon->stale_map());
+  auto handler = [self, handle = p.daemon->handler()](std::shared_ptr<rpc::ServerCall> call) {
+    if (self->duplicates_.chance(self->options_.duplicates)) {
+      const auto delay = self->duplicates_.between(rt::Duration(0), rt::Duration(std::chrono::seconds(5))) /
+                         (1 << self->duplicates_.below(10));
+      self->node_.spawn(arrive_late(self, std::make_shared<LateCall>(*call), delay));
+    }
+    return handle(std::move(call));
+  };
+  p.server = rpc::Server::create(runtime, *p.units, std::move(server), std::move(handler), p.daemon->stale_map());
   CO_TRY(auto listener, runtime.net.listen(self->address()));
   p.server->serve(std::move(listener));
   self->process_ = &p;

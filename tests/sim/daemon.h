@@ -11,6 +11,10 @@
 #include "tests/sim/index.h"
 #include "tests/sim/world.h"
 
+namespace cairn::rpc {
+class ServerCall;
+}
+
 namespace cairn::sim {
 
 /// One simulated cairnd: the storage engine and the server logic, unchanged, on one disk and index, with a supervisor
@@ -23,6 +27,7 @@ class SimDaemon {
     rt::Duration garbage_grace = std::chrono::seconds(20);
     rt::Duration garbage_interval = std::chrono::seconds(5);
     double liveness_lies = 0;  // of owners: no answer, that of a group that lost records, or once "absent"
+    double duplicates = 0;     // of requests: they arrive again, up to five seconds later
     std::string bug;           // a planted one, by name
   };
   SimDaemon(World& world, Options options);
@@ -43,19 +48,22 @@ class SimDaemon {
   bool fail_stopped() const;
   /// From now on every answer about owners is true.
   void stop_lying() { options_.liveness_lies = 0; }
+  void stop_duplicates() { options_.duplicates = 0; }
   const std::string& last_error() const { return last_error_; }
 
  private:
   struct Process;
   class LyingLiveness;
+  class LateCall;
   static Task<void> run(SimDaemon* self);
+  static Task<void> arrive_late(SimDaemon* self, std::shared_ptr<rpc::ServerCall> call, rt::Duration delay);
 
   World& world_;
   Options options_;
   Node& node_;
   DiskImage& disk_;
   IndexImage& index_;
-  Prng lies_;
+  Prng lies_, duplicates_;
   Process* process_ = nullptr;  // held by the node
   std::optional<Error> refused_;
   std::string last_error_;

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -57,6 +58,8 @@ struct Launch {
   std::size_t axis = 0;
   History::Opening opening;
   bool restores = true;
+  bool healing = false;                // all is well: its save must be committed
+  std::optional<std::uint64_t> again;  // healing: the step it saves, an interrupted one where there is one
   std::vector<Operation> operations;
   std::vector<Node*> nodes;
   std::uint32_t running = 0;  // ranks

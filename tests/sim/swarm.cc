@@ -19,9 +19,10 @@ Swarm draw_swarm(std::uint64_t seed) {
   s.objects = draw.chance(0.4);
   s.removals = draw.chance(0.4);
   s.zombies = draw.chance(0.4);
+  if (on()) s.duplicates = rate(0.3);
   if (draw.chance(0.4)) s.liveness_lies = rate(0.5);
-  s.garbage_grace = std::chrono::milliseconds(draw.between(1000, 20'000));
-  s.garbage_interval = std::chrono::milliseconds(draw.between(200, 5000));
+  s.garbage_grace = std::chrono::milliseconds(draw.between(300, 15'000));
+  s.garbage_interval = std::chrono::milliseconds(draw.between(100, 3000));
 
   if (on()) s.daemon_kills = static_cast<std::uint32_t>(draw.between(1, 4));
   s.power_loss = on();
@@ -74,6 +75,7 @@ void enable(const Swarm& s, FaultCounts& f) {
   enable_storage(storage, f);
   when(f, (s.daemon_kills > 0 && !s.power_loss) || s.rank_kills, Fault::kProcessKill);
   when(f, s.daemon_kills > 0 && s.silent_death, Fault::kSilentDeath);
+  when(f, s.duplicates > 0, Fault::kDuplicate);
   when(f, s.net.cut > 0, Fault::kCut);
   when(f, s.net.ghost > 0, Fault::kGhost);
   when(f, s.net.clog > 0 || s.pauses, Fault::kClog);
@@ -95,6 +97,7 @@ std::string Swarm::text() const {
   flag(objects, "objects");
   flag(removals, "removals");
   flag(zombies, "zombies");
+  rate(duplicates, "duplicates");
   rate(liveness_lies, "liveness_lies");
   if (daemon_kills > 0) out += " daemon_kills=" + std::to_string(daemon_kills);
   flag(power_loss, "power_loss");

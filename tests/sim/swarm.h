@@ -23,6 +23,7 @@ struct Swarm {
   bool bad_saves = false;    // some ranks leave a gap or overlap
   bool objects = false;      // somebody puts, gets and removes objects meanwhile
   bool removals = false;     // an administrator removes steps meanwhile
+  double duplicates = 0;     // of requests that arrive again, late
   double liveness_lies = 0;  // wrong or missing answers to the garbage collector, which it must survive
   rt::Duration garbage_grace = std::chrono::seconds(20), garbage_interval = std::chrono::seconds(5);
   bool zombies = false;  // older launches go on while newer ones open the run

@@ -63,6 +63,7 @@ class Workload {
     daemon.segment_bytes = swarm_.segment_bytes;
     daemon.garbage_grace = swarm_.garbage_grace;
     daemon.garbage_interval = swarm_.garbage_interval;
+    daemon.duplicates = swarm_.duplicates;
     daemon.liveness_lies = swarm_.liveness_lies;
     daemon.bug = options_.bug;
     daemon_ = std::make_unique<SimDaemon>(world_, std::move(daemon));
@@ -171,6 +172,8 @@ class Workload {
     return n;
   }
   void check_garbage() {
+    // Long enough for a collector that believes too much to do harm, which the next reading back sees.
+    world_.run_for(swarm_.garbage_grace + 3 * swarm_.garbage_interval);
     // Polled: the daemon's passes, grace time and timeouts of attempts lie in between.
     const auto limit = world_.now() + kGarbageGone;
     while (orphans() > 0 && world_.now() < limit && !any_violation()) world_.run_for(20s);
@@ -281,7 +284,14 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
   auto* node = launch->nodes[rank];
   auto& history = launch->job->history;
   auto& state = launch->saves[op->number];
-  const auto step = run.resume.value_or(0) + op->step_offset;
+  auto step = run.resume.value_or(0) + op->step_offset;
+  if (launch->healing) {
+    // An interrupted step can be saved again.
+    const auto steps = history.steps();
+    const auto interrupted = run.resume ? steps.upper_bound(*run.resume) : steps.begin();
+    if (!launch->again) launch->again = interrupted == steps.end() ? step : *interrupted;
+    step = *launch->again;
+  }
   const Tag tag{launch->number, op->number};
 
   /// Whatever way this rank leaves: when all have, and none can have committed, nothing may show later.
@@ -608,6 +618,7 @@ Launch& Workload::make_launch(Job& job, bool healing) {
   launch->number = static_cast<std::uint32_t>(job.launches.size()) + 1;
   launch->world_size = static_cast<std::uint32_t>(draw_.between(1, swarm_.ranks_max));
   launch->axis = draw_.below(2);
+  launch->healing = healing;
   launch->restores = healing || draw_.chance(0.6);
   if (!healing && swarm_.removals && launch->number > 1 && draw_.chance(0.2)) {
     const auto steps = job.history.steps();
@@ -629,7 +640,8 @@ Launch& Workload::make_launch(Job& job, bool healing) {
       if (swarm_.bad_saves && draw_.chance(0.4))
         op.flaw = static_cast<Flaw>(draw_.between(1, launch->world_size > 1 ? 3 : 1));
     }
-    if (!(op.overwrite && draw_.chance(0.7) && offset > 0)) offset += draw_.between(1, 10);
+    // The same step again: to replace it, or because the try before may have failed.
+    if (offset == 0 || !draw_.chance(op.overwrite ? 0.7 : 0.15)) offset += draw_.between(1, 10);
     op.step_offset = offset;
     launch->operations.push_back(op);
   }
@@ -920,6 +932,7 @@ void Workload::heal() {
   disk.set_capacity(256 << 20);
   daemon_->index().faults = {};
   daemon_->stop_lying();
+  daemon_->stop_duplicates();
   for (auto* node : nodes_)
     if (node->alive()) node->kill(Death::kProcess);
   admin_.kill(Death::kProcess);
