@@ -80,7 +80,7 @@ TEST_CASE("ckpt restore: a training job's step becomes one safetensors file, and
   std::vector<std::string> halves(2);
   const std::string blobs[2] = {"zero", "one"};
   for (std::uint32_t rank = 0; rank < 2; ++rank) {
-    for (std::size_t row = 0; row < 4; ++row) halves[rank] += w.substr(row * 6 + rank * 3, 3);
+    for (std::size_t row = 0; row < 4; ++row) halves[rank] += w.substr(row * 6 + rank * 3ull, 3);
     REQUIRE(saves[rank].add_tensor(
         {.name = "w", .dtype = DType::u8, .global_shape = {4, 6}, .box = Box{{0, rank * 3ull}, {4, 3}}, .holder = {}},
         bytes(halves[rank])));

@@ -68,7 +68,7 @@ TEST_CASE("client: two ranks save rows, three restore columns; replicas, 0-d, em
   for (std::uint32_t rank = 0; rank < 2; ++rank) {
     auto save = run.begin_save({.step = 10, .rank = rank, .world_size = 2});
     REQUIRE(save);
-    const std::uint64_t first = rank * 3, rows = rank == 0 ? 3 : 4;
+    const std::uint64_t first = rank * 3ull, rows = rank == 0 ? 3 : 4;
     REQUIRE(save->add_tensor({.name = "w", .global_shape = {7, 1000}, .box = Box{{first, 0}, {rows, 1000}}},
                              std::span(w).subspan(first * 4000, rows * 4000)));
     REQUIRE(save->add_tensor(

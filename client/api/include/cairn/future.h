@@ -26,19 +26,17 @@ class Future {
   class State {
    public:
     void set(Result<T> result) {
-      std::function<void(Result<T>)> call;
-      {
-        std::lock_guard lock(mutex_);
-        if (done_) return;
-        done_ = true;
-        if (then_) {
-          call = std::exchange(then_, {});
-        } else {
-          result_.emplace(std::move(result));
-        }
-      }
+      std::unique_lock lock(mutex_);
+      if (done_) return;
+      done_ = true;
       ready_.notify_all();
-      if (call) call(std::move(result));
+      auto call = std::exchange(then_, {});
+      if (!call) {
+        result_.emplace(std::move(result));
+        return;
+      }
+      lock.unlock();
+      call(std::move(result));
     }
     void on_cancel(std::function<void()> cancel) {
       std::lock_guard lock(mutex_);
