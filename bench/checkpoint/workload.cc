@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cassert>
 #include <cmath>
 #include <cstring>
 
@@ -121,6 +122,7 @@ std::vector<RankLayout> lay_out(const Model& m, double scale, Parallelism p) {
   std::vector<std::uint32_t> everyone;
   for (std::uint32_t r = 0; r < p.ranks(); ++r) everyone.push_back(r);
   // Even, so that a rank's part is whole 8-byte words.
+  assert(p.ranks() > 0);
   const auto flat = scaled(m.parameters()) / (2ull * p.ranks()) * (2ull * p.ranks());
   for (const char* part : {"master", "exp_avg", "exp_avg_sq"}) {
     b.split(std::string("optimizer.") + part, DType::f32, {flat}, everyone);
