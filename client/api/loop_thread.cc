@@ -4,18 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <fstream>
-
 namespace cairn {
 namespace {
-
-/// Equal on both ends: the same running kernel, so a unix socket can reach.
-std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
-}
 
 std::string program_name() {
   return std::string(program_invocation_short_name) + "[" + std::to_string(getpid()) + "]";
@@ -63,7 +53,7 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
   client::SessionOptions session;
   session.servers = options.servers;
   session.name = options.name.empty() ? program_name() : options.name;
-  if (options.unix_socket) session.host = boot_id();
+  if (options.unix_socket) session.host = rt::boot_id();
   session.connections = options.connections;
   TRY(impl->session_, impl->call<std::shared_ptr<client::Session>>([raw = impl.get(), session] {
     return client::Session::connect(raw->runtime_->seams(), session, raw->deadline());

@@ -27,9 +27,6 @@ extern std::atomic<bool> stop_requested;
 void stop_on_signals();
 Error stopped();
 
-/// Exit codes of `cairn`: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or conflict, 5 not allowed,
-/// 6 corruption, 7 unavailable or timed out, 8 no space.
-int exit_code(Errc code);
 /// One line on stderr: what was tried, on what, why it failed, what to do. Returns the exit code.
 int report(std::string_view what, const Error& error);
 

@@ -48,6 +48,10 @@ Task<std::shared_ptr<rpc::Channel>> Session::dial(std::string address, rt::TimeP
   const auto soon = std::min(deadline, runtime_.loop.now() + options_.dial_max);
   rpc::Channel::Options options;
   options.client_name = options_.name;
+  // What cannot be read is asked for again by repeat(), which reports it.
+  options.newer_map = [session = weak_from_this()](std::string map) {
+    if (auto self = session.lock()) (void)self->take_map(map);
+  };
   CO_TRY(auto channel, co_await rpc::Channel::connect(runtime_, address, options, soon));
   const auto& agreed = channel->agreed();
   if (!agreed.unix_socket.empty() && !options_.host.empty() && agreed.host == options_.host &&
@@ -92,9 +96,13 @@ Task<void> Session::load_map(rt::TimePoint deadline) {
   auto self = shared_from_this();
   CO_TRY(auto control, co_await channel(0, deadline));
   CO_TRY(auto reply, co_await control->call(wire::Method::kMap, std::string{}, deadline));
+  co_return take_map(reply);
+}
+
+Result<void> Session::take_map(std::string_view bytes) {
   wire::Map map;
-  CO_CHECK_OK(wire::decode(reply, map, "map"));
-  if (map.version() < map_version_) co_return {};
+  CHECK_OK(wire::decode(bytes, map, "map"));
+  if (map.version() < map_version_) return {};
   map_version_ = map.version();
   groups_.clear();
   for (const auto& range : map.groups()) {
@@ -102,7 +110,7 @@ Task<void> Session::load_map(rt::TimePoint deadline) {
         std::any_of(range.members().begin(), range.members().end(), [](const auto& m) { return m.serving(); });
     groups_.push_back({range.first(), range.count(), range.home(), {range.generation(), range.epoch()}, serving});
   }
-  co_return {};
+  return {};
 }
 
 Result<DataGroup> Session::choose_data_group() const {
@@ -137,6 +145,7 @@ Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped
   auto self = shared_from_this();
   auto backoff = options_.backoff_min;
   int sent = 0;
+  std::uint64_t stamped_by = 0;  // the map's version when the request was stamped
   for (;;) {
     Error error;
     auto reached = co_await channel(slot, deadline);
@@ -144,6 +153,7 @@ Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped
       auto stamp_bytes = stamp(stamped, group);
       if (!stamp_bytes) co_return fail(std::move(stamp_bytes).error().with(what));
       ++sent;
+      stamped_by = map_version_;
       std::string stamped_request = request + *stamp_bytes;
       auto task = send(*reached, std::move(stamped_request));
       auto reply = co_await std::move(task);
@@ -154,8 +164,9 @@ Task<Session::Reply> Session::repeat(std::string what, std::size_t slot, Stamped
     }
     const bool late = runtime_.loop.now() >= deadline;
     if (error.code == Errc::kStale && !late) {
-      // The daemon restarted or the map moved on: learn it and send again.
-      auto loaded = co_await load_map(deadline);
+      // The daemon restarted or the map moved on. The newer map came with the answer, else it is asked for.
+      Result<void> loaded;
+      if (map_version_ == stamped_by) loaded = co_await load_map(deadline);
       if (loaded) {
         if (backoff > options_.backoff_min) co_await runtime_.loop.sleep(backoff);
         backoff = std::min(backoff * 2, options_.backoff_max);

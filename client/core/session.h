@@ -79,6 +79,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Task<std::shared_ptr<rpc::Channel>> channel(std::size_t slot, rt::TimePoint deadline);
   Task<std::shared_ptr<rpc::Channel>> dial(std::string address, rt::TimePoint deadline);
   Task<void> load_map(rt::TimePoint deadline);
+  Result<void> take_map(std::string_view bytes);
   Task<Reply> repeat(std::string what, std::size_t slot, Stamped stamped, std::uint32_t group, std::string request,
                      Send send, rt::TimePoint deadline);
   Result<std::string> stamp(Stamped stamped, std::uint32_t group) const;

@@ -44,4 +44,36 @@ std::string_view name_of(Errc code) {
   return "unlisted error";
 }
 
+int exit_code(Errc code) {
+  switch (code) {
+    case Errc::kInvalid:
+      return 2;
+    case Errc::kNotFound:
+    case Errc::kDeleted:
+      return 3;
+    case Errc::kExists:
+    case Errc::kConflict:
+    case Errc::kFenced:
+      return 4;
+    case Errc::kDenied:
+      return 5;
+    case Errc::kDataLoss:
+      return 6;
+    case Errc::kUnavailable:
+    case Errc::kDeadline:
+    case Errc::kUnknown:
+    case Errc::kStale:
+    case Errc::kBusy:
+      return 7;
+    case Errc::kNoSpace:
+      return 8;
+    case Errc::kFailed:
+    case Errc::kCancelled:
+    case Errc::kProtocol:
+    case Errc::kAttemptFailed:
+      return 1;
+  }
+  return 1;
+}
+
 }  // namespace cairn

@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <fstream>
 
 #include "proto/runtime/runtime.h"
 
@@ -19,6 +20,13 @@ class OsRandom final : public Random {
 };
 
 }  // namespace
+
+std::string boot_id() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  return id;
+}
 
 std::unique_ptr<Random> make_os_random() {
   return std::make_unique<OsRandom>();

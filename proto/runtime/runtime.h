@@ -41,6 +41,10 @@ class RealLoop : public Loop {
 /// A unix socket's file left behind by a dead process is replaced; one that somebody listens on is kBusy.
 std::unique_ptr<Net> make_net(RealLoop& loop, Offload& offload);
 
+/// Names the running kernel: equal for a client and a daemon that can meet on a unix socket. Empty where it is not
+/// told.
+std::string boot_id();
+
 /// Every number from getrandom(): unpredictable, and different in a forked child.
 std::unique_ptr<Random> make_os_random();
 

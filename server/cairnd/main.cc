@@ -14,32 +14,6 @@ namespace {
 
 using namespace cairn;
 
-/// As the documentation of the programs lists them.
-int exit_code(Errc code) {
-  switch (code) {
-    case Errc::kInvalid:
-      return 2;
-    case Errc::kNotFound:
-      return 3;
-    case Errc::kExists:
-    case Errc::kConflict:
-    case Errc::kFenced:
-      return 4;
-    case Errc::kDenied:
-      return 5;
-    case Errc::kDataLoss:
-      return 6;
-    case Errc::kUnavailable:
-    case Errc::kDeadline:
-    case Errc::kBusy:
-      return 7;
-    case Errc::kNoSpace:
-      return 8;
-    default:
-      return 1;
-  }
-}
-
 void raise_file_limit() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;

@@ -36,14 +36,6 @@ Shares shares_of(std::uint64_t memory) {
           .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB)};
 }
 
-/// Equal on both ends: the same running kernel, so a unix socket can reach.
-std::string boot_id() {
-  std::ifstream file("/proc/sys/kernel/random/boot_id");
-  std::string id;
-  std::getline(file, id);
-  return id;
-}
-
 std::uint32_t connections_max() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kFilesKept) return 64;
@@ -168,7 +160,7 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   rpc::Server::Options rpc_options;
   rpc_options.node = options.node;
   rpc_options.cluster = stack.daemon->cluster();
-  rpc_options.host = boot_id();
+  rpc_options.host = rt::boot_id();
   rpc_options.connections_max = connections_max();
   rpc_options.message_budget_bytes = shares.message_bytes;
   if (local) rpc_options.unix_socket = local->address().substr(std::string_view("unix:").size());

@@ -41,6 +41,10 @@ enum class Errc : int {
 
 std::string_view name_of(Errc code);
 
+/// What a program ends with: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 exists or conflict, 5 not allowed,
+/// 6 corruption, 7 unavailable or timed out (trying again may help), 8 no space or quota.
+int exit_code(Errc code);
+
 /// The code is for programs, the message for people: what was tried, on what, why it failed.
 struct Error {
   Errc code = Errc::kFailed;
