@@ -133,6 +133,12 @@ Result<ObjectInfo> Client::get_stream(std::string bucket, std::string key, std::
     return client::open_object(impl->session_, bucket, key, impl->deadline());
   }));
   auto object = std::make_shared<const client::OpenedObject>(std::move(opened));
+  // Whatever happens, it goes home on the loop.
+  struct ObjectHome {
+    ClientImpl* impl;
+    std::shared_ptr<const client::OpenedObject>* object;
+    ~ObjectHome() { impl->release(std::move(*object)); }
+  } home{impl, &object};
   const auto size = object->summary.size;
   if (last == npos) last = size;
   if (first > last || last > size)
@@ -152,7 +158,7 @@ Result<ObjectInfo> Client::get_stream(std::string bucket, std::string key, std::
 
 Result<ObjectInfo> Client::stat(std::string bucket, std::string key) {
   TRY(auto opened, impl_->call<client::OpenedObject>([impl = impl_.get(), bucket, key] {
-    return client::open_object(impl->session_, bucket, key, impl->deadline());
+    return client::stat_object(impl->session_, bucket, key, impl->deadline());
   }));
   return from_core(opened.summary);
 }

@@ -133,12 +133,16 @@ Task<ObjectSummary> ObjectWriter::seal() {
   co_return ObjectSummary{key_, size_, crc_, owner_, info.created_unix_nanos()};
 }
 
-Task<OpenedObject> open_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
-                               rt::TimePoint deadline) {
+namespace {
+
+/// `reader`: 0: without protection.
+Task<OpenedObject> ask_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
+                              std::uint64_t reader, rt::TimePoint deadline) {
   CO_CHECK_OK(check_names(bucket, key));
   wire::ObjectStat stat;
   stat.set_bucket(bucket);
   stat.set_key(key);
+  stat.set_reader(reader);
   auto sent =
       co_await session->record_call(wire::Method::kObjectStat, home_of(bucket, key), wire::encode(stat), deadline);
   if (!sent) co_return fail(std::move(sent).error().with(uri(bucket, key)));
@@ -147,9 +151,25 @@ Task<OpenedObject> open_object(std::shared_ptr<Session> session, std::string buc
   OpenedObject opened;
   CO_TRY(opened.summary, summary_of(info));
   opened.summary.key = std::move(key);
+  if (reader != 0)
+    opened.held =
+        session->protection().hold(reader, opened.summary.owner, std::chrono::milliseconds(info.reader_ttl_millis()));
   const std::vector<wire::ExtentRun> runs(info.runs().begin(), info.runs().end());
   CO_TRY(opened.extents, extents_in(runs, opened.summary.owner, 0, info.size()));
   co_return opened;
+}
+
+}  // namespace
+
+Task<OpenedObject> open_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
+                               rt::TimePoint deadline) {
+  const auto reader = session->protection().draw();
+  return ask_object(std::move(session), std::move(bucket), std::move(key), reader, deadline);
+}
+
+Task<OpenedObject> stat_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
+                               rt::TimePoint deadline) {
+  return ask_object(std::move(session), std::move(bucket), std::move(key), 0, deadline);
 }
 
 Task<void> read_object(std::shared_ptr<Session> session, std::string bucket, std::shared_ptr<const OpenedObject> object,
@@ -168,16 +188,14 @@ Task<void> read_object(std::shared_ptr<Session> session, std::string bucket, std
                         static_cast<std::uint32_t>(to - from)});
     start += e.length;
   }
+  if (object->held && object->held->lost())
+    co_return fail(Errc::kDeleted, uri(bucket, summary.key) +
+                                       ": replaced or removed while it was being read, and the daemon had not heard of "
+                                       "this reader for too long; open it again");
   auto read = co_await read_extents(session, std::move(wanted), out, timeout);
   if (read) co_return {};
   auto error = std::move(read).error();
-  if (error.code == Errc::kNotFound) {
-    // A chunk that is gone: this version was replaced or removed, or it is damage.
-    auto now = co_await open_object(session, bucket, summary.key, session->runtime().loop.now() + timeout);
-    const bool same = now && now->summary.owner == summary.owner;
-    error.code = same ? Errc::kDataLoss : Errc::kDeleted;
-    if (!same) error = std::move(error).with("replaced or removed while it was being read");
-  }
+  if (error.code == Errc::kDeleted) error = std::move(error).with("replaced or removed while it was being read");
   co_return fail(std::move(error).with(uri(bucket, summary.key)));
 }
 
@@ -205,7 +223,7 @@ Task<void> remove_object(std::shared_ptr<Session> session, std::string bucket, s
                          rt::TimePoint deadline) {
   CO_CHECK_OK(check_names(bucket, key));
   // Named by its owner: a copy of the request that arrives late must not remove a newer version.
-  CO_TRY(const auto meant, co_await open_object(session, bucket, key, deadline));
+  CO_TRY(const auto meant, co_await stat_object(session, bucket, key, deadline));
   wire::ObjectRemove remove;
   remove.set_bucket(bucket);
   remove.set_key(key);

@@ -58,15 +58,22 @@ class ObjectWriter {
   std::uint32_t crc_ = 0;
 };
 
-/// One version of an object, opened for reading: a later overwrite does not mix in.
+/// One version of an object, opened for reading: a later overwrite does not mix in. As long as this lives and the
+/// daemon hears of it, the version can be read, also when it is removed or replaced meanwhile.
 struct OpenedObject {
   ObjectSummary summary;
   std::vector<format::Extent> extents;
+  std::shared_ptr<const Protection::Held> held;  // drop it on the loop; none: see stat_object()
 };
-/// errors: kNotFound
+/// errors: kNotFound;  kBusy  too much is open for reading
 Task<OpenedObject> open_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
                                rt::TimePoint deadline);
-/// Reads [offset, offset + out.size()) of it. errors: kInvalid  outside;  kDeleted  replaced or removed meanwhile
+/// The same without protection: to look at, not to read.
+Task<OpenedObject> stat_object(std::shared_ptr<Session> session, std::string bucket, std::string key,
+                               rt::TimePoint deadline);
+/// Reads [offset, offset + out.size()) of it.
+/// errors: kInvalid  outside
+///         kDeleted  replaced or removed meanwhile, and the daemon had not heard of this reader for too long
 Task<void> read_object(std::shared_ptr<Session> session, std::string bucket, std::shared_ptr<const OpenedObject> object,
                        std::uint64_t offset, std::span<std::byte> out, rt::Duration timeout);
 

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "client/core/protection.h"
 #include "proto/common/ids.h"
 #include "proto/rpc/rpc.h"
 #include "proto/rt/seams.h"
@@ -56,6 +57,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::uint32_t unit_bytes() const;
   rt::Runtime& runtime() { return runtime_; }
   rt::Scope& background() { return background_; }
+  Protection& protection() { return protection_; }
   std::string description() const;
   std::uint64_t bytes_received() const;
   void close();
@@ -94,6 +96,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::uint32_t unit_bytes_ = 0;
   std::uint64_t received_before_ = 0;  // by connections that are gone
   bool closed_ = false;
+  Protection protection_{*this};
   rt::Scope background_;
 };
 

@@ -57,6 +57,7 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   ask.set_bucket(bucket);
   ask.set_run(run);
   if (step) ask.mutable_step()->set_step(*step);
+  ask.set_reader(session->protection().draw());
   const auto where = bucket + "/" + run + (step ? " step " + std::to_string(*step) : "");
   auto sent = co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(ask),
                                             session->runtime().loop.now() + timeout);
@@ -64,11 +65,13 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   CO_CHECK_OK(wire::decode(sent->message, *self->info_, "step info"));
   const auto& info = *self->info_;
   CO_TRY(self->summary_, summary_of(info));
+  self->held_ = session->protection().hold(ask.reader(), self->summary_.owner,
+                                           std::chrono::milliseconds(info.reader_ttl_millis()));
   if (info.root_bytes() == 0 || info.root_bytes() > info.index_bytes())
     co_return fail(Errc::kDataLoss,
                    where + ": the step record names a root page of " + std::to_string(info.root_bytes()) + " bytes");
   auto root = co_await self->read_index(info.index_bytes() - info.root_bytes(), info.root_bytes());
-  if (!root) co_return fail(std::move(root).error().with(where));
+  if (!root) co_return fail(self->explain(std::move(root).error()).with(where));
   if (sha256(*root) != info.root_digest())
     co_return fail(Errc::kDataLoss, where + ": the root page of the index does not match the step record");
   auto decoded = format::decode_root(*root, info.index_bytes());
@@ -77,29 +80,23 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   co_return self;
 }
 
-Task<void> StepReader::explain(Error error) {
-  if (error.code != Errc::kNotFound && error.code != Errc::kDataLoss) co_return fail(std::move(error));
-  wire::StepOpen ask;
-  ask.set_bucket(bucket_);
-  ask.set_run(run_);
-  ask.mutable_step()->set_step(summary_.step);
-  auto sent = co_await session_->record_call(wire::Method::kStepOpen, home_of(bucket_, run_), wire::encode(ask),
-                                             session_->runtime().loop.now() + timeout_);
-  wire::StepInfo now;
-  const bool gone = (!sent && sent.error().code == Errc::kNotFound) ||
-                    (sent && wire::decode(sent->message, now, "step info") && now.owner() != info_->owner());
-  if (gone) {
-    error.code = Errc::kDeleted;
+Error StepReader::explain(Error error) const {
+  if (error.code == Errc::kDeleted)
     error.message =
         "step " + std::to_string(summary_.step) + " was removed while it was being read (" + error.message + ")";
-  } else if (error.code == Errc::kNotFound) {
-    error.code = Errc::kDataLoss;  // named by a committed step and not there
-  }
-  co_return fail(std::move(error));
+  return error;
+}
+
+Result<void> StepReader::check_protected() const {
+  if (!held_->lost()) return {};
+  return fail(Errc::kDeleted, "step " + std::to_string(summary_.step) +
+                                  " was removed while it was being read: the daemon had not heard of this reader for "
+                                  "too long; open it again");
 }
 
 Task<std::string> StepReader::read_index(std::uint64_t offset, std::uint64_t size) {
   auto self = shared_from_this();
+  CO_CHECK_OK(check_protected());
   const std::vector<wire::ExtentRun> runs(info_->index().begin(), info_->index().end());
   CO_TRY(auto extents, extents_in(runs, summary_.owner, offset, size));
   std::string out(size, '\0');
@@ -123,7 +120,7 @@ Task<format::Contents> StepReader::find(std::vector<format::Query> queries) {
              size + pages[end].size <= kVerifySliceBytes)
         size += pages[end++].size;
       auto bytes = co_await read_index(pages[i].offset, size);
-      if (!bytes) co_return fail((co_await explain(std::move(bytes).error())).error());
+      if (!bytes) co_return fail(explain(std::move(bytes).error()));
       for (std::uint64_t at = 0; i < end; at += pages[i++].size)
         CO_CHECK_OK(search.supply(pages[i], std::string_view(*bytes).substr(at, pages[i].size)));
     }
@@ -152,16 +149,16 @@ Task<ReadStats> StepReader::restore(std::vector<Wanted> wanted, std::vector<std:
   }
   CO_TRY(auto plan, format::plan(wants, found.shards));
   auto stats = co_await read_all(session_, std::move(plan.requests), std::move(destinations), kReadsInFlight, timeout_);
-  if (!stats) co_return fail((co_await explain(std::move(stats).error())).error());
+  if (!stats) co_return fail(explain(std::move(stats).error()));
   co_return *stats;
 }
 
 Task<std::string> StepReader::blob(format::BlobEntry entry) {
   auto self = shared_from_this();
+  CO_CHECK_OK(check_protected());
   std::string out(entry.size, '\0');
   auto read = co_await read_extents(session_, std::move(entry.extents), writable(out), timeout_);
-  if (!read)
-    co_return fail(std::move((co_await explain(std::move(read).error())).error()).with("blob '" + entry.name + "'"));
+  if (!read) co_return fail(explain(std::move(read).error()).with("blob '" + entry.name + "'"));
   if (crc32c(out) != entry.crc) co_return fail(Errc::kDataLoss, "blob '" + entry.name + "': CRC does not match");
   co_return out;
 }
@@ -177,8 +174,9 @@ Task<ReadStats> StepReader::verify_extents(std::vector<format::Extent> extents, 
   for (std::size_t i = 0; i <= extents.size(); ++i) {
     if (batch_bytes > 0 && (i == extents.size() || batch_bytes + extents[i].length > kVerifySliceBytes)) {
       slice.resize(batch_bytes);
+      CO_CHECK_OK(check_protected());
       auto read = co_await read_extents(session_, std::exchange(batch, {}), writable(slice), timeout_);
-      if (!read) co_return fail(std::move((co_await explain(std::move(read).error())).error()).with(what));
+      if (!read) co_return fail(explain(std::move(read).error()).with(what));
       stats += *read;
       found = crc32c(slice, found);
       progress(batch_bytes);

@@ -40,7 +40,8 @@ Result<StepSummary> summary_of(const wire::StepInfo& info);
 /// source:  ARCHITECTURE.md, "A restore"
 class StepReader : public std::enable_shared_from_this<StepReader> {
  public:
-  /// `step`: absent = the highest committed one. errors: kNotFound
+  /// `step`: absent = the highest committed one. As long as the reader lives and the daemon hears of it, the step can
+  /// be read, also when it is removed or replaced meanwhile. errors: kNotFound;  kBusy  too much is open for reading
   static Task<std::shared_ptr<StepReader>> open(std::shared_ptr<Session> session, std::string bucket, std::string run,
                                                 std::optional<std::uint64_t> step, rt::Duration timeout);
   ~StepReader();
@@ -68,14 +69,16 @@ class StepReader : public std::enable_shared_from_this<StepReader> {
   Task<std::string> read_index(std::uint64_t offset, std::uint64_t size);
   Task<ReadStats> verify_extents(std::vector<format::Extent> extents, std::uint32_t crc, std::string what,
                                  std::function<void(std::uint64_t)> progress);
-  /// Always an error: a chunk that is gone belongs to a deleted step, or is damage.
-  Task<void> explain(Error error);
+  /// What an error of a read means here.
+  Error explain(Error error) const;
+  Result<void> check_protected() const;
 
   std::shared_ptr<Session> session_;
   std::string bucket_, run_;
   rt::Duration timeout_;
   StepSummary summary_;
   std::unique_ptr<wire::StepInfo> info_;
+  std::shared_ptr<const Protection::Held> held_;
   format::Root root_;
 };
 

@@ -43,6 +43,8 @@ std::string_view name_of(Method method) {
       return "bucket_list";
     case Method::kBucketRemove:
       return "bucket_remove";
+    case Method::kBucketSet:
+      return "bucket_set";
     case Method::kObjectBegin:
       return "object_begin";
     case Method::kObjectSeal:
@@ -77,6 +79,10 @@ std::string_view name_of(Method method) {
       return "run_list";
     case Method::kRunActivity:
       return "run_activity";
+    case Method::kStepPin:
+      return "step_pin";
+    case Method::kReaderRenew:
+      return "reader_renew";
   }
   return "unknown";
 }

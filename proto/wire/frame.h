@@ -38,6 +38,7 @@ enum class Method : std::uint16_t {
   kBucketShow = 21,
   kBucketList = 22,
   kBucketRemove = 23,
+  kBucketSet = 24,
   kObjectBegin = 30,
   kObjectSeal = 31,
   kObjectStat = 32,
@@ -55,6 +56,8 @@ enum class Method : std::uint16_t {
   kStepRemove = 52,
   kRunList = 53,
   kRunActivity = 54,
+  kStepPin = 55,
+  kReaderRenew = 60,
 };
 
 /// "put_chunk"; for messages, logs and metrics. Numbers that this version does not know: "unknown".

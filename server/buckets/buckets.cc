@@ -5,6 +5,7 @@
 
 #include "proto/common/text.h"
 #include "proto/common/units.h"
+#include "proto/wire/codec.h"
 #include "proto/wire/records.pb.h"
 #include "server/records/keys.h"
 #include "server/records/merged_scan.h"
@@ -15,7 +16,7 @@ namespace cairn::server {
 struct Buckets::State {
   explicit State(rt::Loop& loop) : changed(loop) {}
   std::uint64_t users = 0;
-  bool removing = false;
+  bool alone = false;
   rt::Signal changed;
 };
 
@@ -34,8 +35,37 @@ Error no_bucket(std::string_view bucket) {
   return {Errc::kNotFound, "bucket '" + printable(bucket) + "' does not exist"};
 }
 
+Result<void> check_policy(const std::string& bucket, const wire::BucketPolicy& policy) {
+  const auto bad = [&](std::string why) { return fail(Errc::kInvalid, "bucket '" + bucket + "'" + std::move(why)); };
+  if (policy.copies() > 1)
+    return bad(" with " + std::to_string(policy.copies()) + " copies: this daemon has one target, so at most 1");
+  if (policy.quota_bytes() != 0) return bad(": quotas are not supported");
+  constexpr std::uint32_t kDaysMax = 36'500;
+  if (policy.keep_days() > kDaysMax)
+    return bad(": keep-days " + std::to_string(policy.keep_days()) + " is above " + std::to_string(kDaysMax));
+  return {};
+}
+
+/// The policy after the change.
+wire::BucketPolicy changed(wire::BucketPolicy policy, const wire::BucketChange& change) {
+  if (change.has_copies()) policy.set_copies(change.copies());
+  if (change.has_quota_bytes()) policy.set_quota_bytes(change.quota_bytes());
+  if (change.has_keep_last()) policy.set_keep_last(change.keep_last());
+  if (change.has_keep_every()) policy.set_keep_every(change.keep_every());
+  if (change.has_keep_days()) policy.set_keep_days(change.keep_days());
+  return policy;
+}
+
+/// errors: kNotFound  another bucket has this name by now
+Result<void> check_meant(const std::string& bucket, std::uint64_t id, const records::Bucket& record) {
+  if (id == 0 || id == record.id()) return {};
+  return fail(Errc::kNotFound, "bucket '" + bucket + "' has been removed, and made again since");
+}
+
 void fill(const std::string& bucket, const records::Bucket& record, wire::BucketInfo& out) {
   out.set_bucket(bucket);
+  out.set_id(record.id());
+  out.set_revision(record.revision());
   *out.mutable_policy() = record.policy();
   out.set_created_unix_nanos(record.created_unix_nanos());
 }
@@ -51,15 +81,12 @@ std::string readable(std::string_view key) {
 
 Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
   CO_CHECK_OK(check_bucket_name(request.bucket()));
-  if (request.policy().copies() > 1)
-    co_return fail(Errc::kInvalid, "bucket '" + request.bucket() + "' with " +
-                                       std::to_string(request.policy().copies()) +
-                                       " copies: this daemon has one target, so at most 1");
-  if (request.policy().quota_bytes() != 0)
-    co_return fail(Errc::kInvalid, "bucket '" + request.bucket() + "': quotas are not supported");
+  CO_CHECK_OK(check_policy(request.bucket(), request.policy()));
   records::Bucket record;
+  *record.mutable_policy() = request.policy();
   record.mutable_policy()->set_copies(1);
   record.set_created_unix_nanos(runtime_.loop.wall_nanos());
+  record.set_id(runtime_.random.next() | 1);  // 0 means any
   Edit edit(bucket_group(request.bucket()));
   edit.absent(bucket_key(request.bucket())).put(bucket_key(request.bucket()), record);
   if (auto done = co_await edit.apply(records_); !done) {
@@ -104,28 +131,66 @@ Task<Buckets::Use> Buckets::use(std::string bucket) {
     state = std::make_shared<State>(runtime_.loop);
     in_use_[bucket] = state;
   }
-  while (state->removing) co_await state->changed.wait();
+  while (state->alone) co_await state->changed.wait();
   Use use(std::move(state));
   CO_TRY(const auto record, co_await load<records::Bucket>(records_, bucket_group(bucket), bucket_key(bucket)));
   if (!record.exists()) co_return fail(no_bucket(bucket));
   co_return std::move(use);
 }
 
-Task<wire::Empty> Buckets::remove(wire::BucketRemove request) {
-  const auto& bucket = request.bucket();
+class Buckets::Alone {
+ public:
+  explicit Alone(Use use) : use_(std::move(use)) { use_.state_->alone = true; }
+  Alone(const Alone&) = delete;
+  ~Alone() {
+    use_.state_->alone = false;
+    use_.state_->changed.notify_all();
+  }
+
+ private:
+  Use use_;
+};
+
+Task<std::unique_ptr<Buckets::Alone>> Buckets::alone(std::string bucket) {
   CO_TRY(auto use, co_await this->use(bucket));
   auto state = use.state_;
-  if (state->removing) co_return fail(Errc::kConflict, "bucket '" + bucket + "' is being removed by another call");
-  state->removing = true;
-  struct End {
-    std::shared_ptr<State> state;
-    ~End() {
-      state->removing = false;
-      state->changed.notify_all();
-    }
-  } end{state};
+  if (state->alone) co_return fail(Errc::kConflict, "bucket '" + bucket + "' is being changed by another call");
+  auto alone = std::make_unique<Alone>(std::move(use));
   while (state->users > 1) co_await state->changed.wait();  // one is ours
+  co_return std::move(alone);
+}
 
+Task<wire::BucketInfo> Buckets::set(wire::BucketSet request) {
+  const auto& bucket = request.bucket();
+  CO_TRY(const auto alone, co_await this->alone(bucket));
+  CO_TRY(auto record, co_await load<records::Bucket>(records_, bucket_group(bucket), bucket_key(bucket)));
+  if (!record.exists()) co_return fail(no_bucket(bucket));
+  CO_CHECK_OK(check_meant(bucket, request.id(), record.value));
+  const auto policy = changed(record.value.policy(), request.change());
+  CO_CHECK_OK(check_policy(bucket, policy));
+  wire::BucketInfo reply;
+  // The change before was this very one: the request was sent again.
+  const bool done =
+      record.value.revision() == request.revision() + 1 && wire::encode(policy) == wire::encode(record.value.policy());
+  if (!done) {
+    if (record.value.revision() != request.revision())
+      co_return fail(Errc::kConflict, "bucket '" + bucket + "' has been changed since it was looked at: try again");
+    *record.value.mutable_policy() = policy;
+    record.value.set_revision(request.revision() + 1);
+    Edit edit(bucket_group(bucket));
+    edit.unchanged(bucket_key(bucket), record.version).put(bucket_key(bucket), record.value);
+    CO_CHECK_OK(co_await edit.apply(records_));
+  }
+  fill(bucket, record.value, reply);
+  co_return std::move(reply);
+}
+
+Task<wire::Empty> Buckets::remove(wire::BucketRemove request) {
+  const auto& bucket = request.bucket();
+  CO_TRY(const auto alone, co_await this->alone(bucket));
+  CO_TRY(const auto record, co_await load<records::Bucket>(records_, bucket_group(bucket), bucket_key(bucket)));
+  if (!record.exists()) co_return fail(no_bucket(bucket));
+  CO_CHECK_OK(check_meant(bucket, request.id(), record.value));
   CO_CHECK_OK(co_await check_empty(bucket));
   CO_CHECK_OK(co_await forget_runs(bucket));
   Edit edit(bucket_group(bucket));

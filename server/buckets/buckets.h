@@ -14,6 +14,7 @@ class BucketInfo;
 class BucketList;
 class BucketListReply;
 class BucketRemove;
+class BucketSet;
 class BucketShow;
 class Empty;
 }  // namespace cairn::wire
@@ -36,8 +37,11 @@ class Buckets {
   Task<wire::BucketInfo> show(wire::BucketShow request);
   /// All, by name.
   Task<wire::BucketListReply> list(wire::BucketList request);
+  /// Changes the policy. Nothing is removed by the policy before any more once this is answered.
+  /// errors: kNotFound  also when the bucket meant is gone;  kConflict  changed since it was shown;  kInvalid
+  Task<wire::BucketInfo> set(wire::BucketSet request);
   /// Removes an empty bucket: one without objects, steps and open attempts. Records of its runs go with it.
-  /// errors: kNotFound;  kConflict  names something that is in it
+  /// errors: kNotFound  also when the bucket meant is gone;  kConflict  names something that is in it
   Task<wire::Empty> remove(wire::BucketRemove request);
 
   class Use {
@@ -56,6 +60,9 @@ class Buckets {
   Task<Use> use(std::string bucket);
 
  private:
+  /// Alone with the bucket: nobody uses it as long as this lives.
+  class Alone;
+  Task<std::unique_ptr<Alone>> alone(std::string bucket);
   Task<void> check_empty(std::string bucket);
   Task<void> forget_runs(std::string bucket);
 

@@ -134,6 +134,11 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
       if (step && !request.overwrite())
         co_return fail(Errc::kExists,
                        name_of(request) + ": the step is committed already; say overwrite to replace it");
+      if (step) {
+        records::Step present;
+        CO_CHECK_OK(parse_record(*step, present));
+        if (present.info().pinned()) co_return fail(pinned(bucket, run_name, request.step()).with(name_of(request)));
+      }
       if (const auto free = target_.chunks().stats().free_bytes; request.declared_bytes() > free)
         co_return fail(Errc::kNoSpace, name_of(request) + ": " + std::to_string(request.declared_bytes()) +
                                            " bytes declared, " + std::to_string(free) + " bytes free");
@@ -193,7 +198,8 @@ Task<Checkpoints::Found> Checkpoints::find(std::string bucket, std::string run, 
   for (int tries = 0; tries < kTries; ++tries) {
     CO_TRY(const auto record, co_await load<records::Owner>(records_, group, owner_key(owner)));
     const auto kind = record.value.kind();
-    if (!record.exists() || (kind != records::Owner::ATTEMPT && kind != records::Owner::STEP)) {
+    CO_TRY(const auto hidden, co_await records_.get(group, deleting_key(owner)));
+    if (!record.exists() || hidden || (kind != records::Owner::ATTEMPT && kind != records::Owner::STEP)) {
       CO_CHECK_OK(co_await why_ended(owner));
     }
     if (record.value.bucket() != bucket || record.value.name() != run)

@@ -15,6 +15,7 @@
 #include "server/buckets/buckets.h"
 #include "server/checkpoints/save_bugs.h"
 #include "server/coordinator/coordinator.h"
+#include "server/readers/readers.h"
 #include "server/records/owners.h"
 #include "server/records/records.h"
 #include "storage/target/target.h"
@@ -38,6 +39,7 @@ class StepInfo;
 class StepList;
 class StepListReply;
 class StepOpen;
+class StepPin;
 class StepRemove;
 class StepRemoveReply;
 }  // namespace cairn::wire
@@ -70,7 +72,7 @@ class Checkpoints {
     SaveBugs bugs;
   };
   Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units, const Coordinator& coordinator,
-              Buckets& buckets, Owners& owners, Options options);
+              Buckets& buckets, Owners& owners, Readers& readers, Options options);
   ~Checkpoints();
 
   /// Finds the attempts that an earlier process left; merges those that are fully sealed. Before any call.
@@ -107,9 +109,14 @@ class Checkpoints {
   Task<wire::AttemptStatusReply> status(wire::AttemptStatus request);
 
   // ---- Steps ----
-  Task<wire::StepInfo> step_open(wire::StepOpen request);
+  /// Protects the step for the reader, if the request names one; `connection` is its.
+  /// errors: kNotFound;  kBusy  too many readers
+  Task<wire::StepInfo> step_open(wire::StepOpen request, std::uint64_t connection);
   Task<wire::StepListReply> step_list(wire::StepList request);
+  /// errors: kNotFound;  kConflict  a step meant is pinned: nothing is removed
   Task<wire::StepRemoveReply> step_remove(wire::StepRemove request);
+  /// errors: kNotFound  also when the step meant has been replaced;  kConflict  changed since it was shown
+  Task<wire::StepInfo> step_pin(wire::StepPin request);
 
   struct Stats {
     std::uint64_t open = 0, merging = 0;      // attempts, now
@@ -185,6 +192,7 @@ class Checkpoints {
   const Coordinator& coordinator_;
   Buckets& buckets_;
   Owners& owners_;
+  Readers& readers_;
   Options options_;
   std::map<OwnerId, LivePtr> live_;
   std::map<OwnerId, rt::TimePoint> failed_;  // when they are forgotten

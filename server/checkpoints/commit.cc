@@ -173,6 +173,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
       co_return fail(fenced("commit", live->launch, live->run_epoch, run.value));
     if (before.exists() && !attempt.value.overwrite())
       co_return fail(Errc::kExists, "the step was committed meanwhile; say overwrite to replace it");
+    if (before.value.info().pinned()) co_return fail(pinned(live->bucket, live->run, live->step));
     const auto data = data_groups(*coordinator_.map());
     for (std::size_t i = 0; i < data.size() && i < static_cast<std::size_t>(attempt.value.group_loss_size()); ++i)
       if (data[i].loss != attempt.value.group_loss(static_cast<int>(i)))
@@ -212,16 +213,17 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     *owner.value.mutable_writers() = step.writers();
     *owner.value.mutable_abandoned() = step.abandoned();
     if (before.exists()) {
-      // The replaced step's chunks are left to the garbage collector; the place for protecting its readers (see
-      // steps.cc).
       CO_TRY(const auto old, owner_from(before.value.info().owner()));
-      edit.erase(owner_key(old));
+      Readers::hide(old, live->bucket, live->run, edit);
     }
     if (!options_.bugs.commit_unfenced) edit.unchanged(run_at, run.version).put(run_at, run.value);
     edit.unchanged(attempt_at, attempt.version).unchanged(owner_at, owner.version).unchanged(step_at, before.version);
     edit.put(step_at, step).put(owner_at, owner.value).erase(attempt_at);
     auto done = co_await edit.apply(records_);
-    if (done) co_return {};
+    if (done) {
+      readers_.hidden(group);
+      co_return {};
+    }
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
   }
 }

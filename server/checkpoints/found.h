@@ -30,6 +30,12 @@ inline void set_stamp(const DataGroupEntry& data, wire::Stamp& out) {
   out.set_epoch(data.epoch.count);
 }
 
+/// kConflict: the step is kept from removal and replacement.
+inline Error pinned(const std::string& bucket, const std::string& run, std::uint64_t step) {
+  return {Errc::kConflict,
+          "step " + std::to_string(step) + " of run '" + bucket + "/" + run + "' is pinned: unpin it first"};
+}
+
 /// kFenced: names the launch that asked and the one that has the run.
 Error fenced(const std::string& what, const std::string& launch, RunEpoch run_epoch, const records::Run& current);
 

@@ -89,6 +89,7 @@ Task<wire::OpenRunReply> Checkpoints::open_run(wire::OpenRun request) {
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;
     if (!done) co_return fail(std::move(done).error().with(what));
+    readers_.hidden(group);
 
     // Attempts of older launches can never commit; their ranks learn it at once. What is being merged ends by itself.
     fail_those([&](const Live& live) -> std::optional<Error> {

@@ -26,7 +26,8 @@ Result<std::pair<std::string, std::string>> names_of_attempt(const std::string& 
 }  // namespace
 
 Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
-                         const Coordinator& coordinator, Buckets& buckets, Owners& owners, Options options)
+                         const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers,
+                         Options options)
     : runtime_(runtime),
       target_(target),
       records_(target.records()),
@@ -34,6 +35,7 @@ Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitP
       coordinator_(coordinator),
       buckets_(buckets),
       owners_(owners),
+      readers_(readers),
       options_(options),
       merge_memory_(runtime.loop, options.merge_memory_bytes),
       scope_(runtime.loop) {}

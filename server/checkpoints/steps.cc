@@ -28,16 +28,17 @@ Result<records::Step> step_of(const storage::Record& record) {
   return step;
 }
 
-/// Hides the step and, in the same transaction, leaves its chunks to the garbage collector.
-/// Where the protection of readers goes: a `deleting` record that names the owner, in place of erasing the owner's
-/// record here.
-/// Returns false, and adds nothing, for a step that is not one of those meant.
-Result<bool> add_removal(const storage::Record& record, const std::set<std::string>& owners, Edit& edit) {
+/// Hides the step; its owner goes when nobody reads it any more.
+/// Returns false, and adds nothing, for a step that is not one of those meant. errors: kConflict  it is pinned
+Result<bool> add_removal(const storage::Record& record, const std::string& bucket, const std::string& run,
+                         const std::set<std::string>& owners, Edit& edit) {
   TRY(const auto step, step_of(record));
   if (!owners.empty() && !owners.contains(step.info().owner())) return false;
+  if (step.info().pinned()) return fail(pinned(bucket, run, step.info().step()));
   auto owner = OwnerId::from_bytes(step.info().owner());
   if (!owner) return fail(Errc::kDataLoss, "step record: " + owner.error().message);
-  edit.unchanged(record.key, record.version).erase(record.key).erase(owner_key(*owner));
+  edit.unchanged(record.key, record.version).erase(record.key);
+  Readers::hide(*owner, bucket, run, edit);
   return true;
 }
 
@@ -53,7 +54,7 @@ Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::u
   std::size_t count = 0;
   for (auto key = step_key(bucket, run, after);;) {
     CO_TRY(const auto page, co_await records_.scan(home_group(bucket, run), step_prefix(bucket, run), key, kPage));
-    for (const auto& record : page) CO_CHECK_OK(add_removal(record, owners, edit));
+    for (const auto& record : page) CO_CHECK_OK(add_removal(record, bucket, run, owners, edit));
     count += page.size();
     if (count > kRemovedMax)
       co_return fail(Errc::kInvalid, "more than " + std::to_string(kRemovedMax) + " steps to remove at once");
@@ -62,32 +63,45 @@ Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::u
   }
 }
 
-Task<wire::StepInfo> Checkpoints::step_open(wire::StepOpen request) {
+Task<wire::StepInfo> Checkpoints::step_open(wire::StepOpen request, std::uint64_t connection) {
   const auto& bucket = request.bucket();
   const auto& run_name = request.run();
   CO_CHECK_OK(check_names(bucket, run_name));
   const auto group = home_group(bucket, run_name);
   const auto what = "run '" + bucket + "/" + run_name + "'";
-  std::optional<storage::Record> record;
-  if (request.has_step()) {
-    CO_TRY(record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
-  } else {
-    for (;;) {
-      CO_TRY(const auto before, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
-      CO_TRY(record, co_await highest_step(bucket, run_name));
-      // Every change of the steps changes the run's record: an equal version means that one state was seen.
-      CO_TRY(const auto after, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
-      if (before.version == after.version) break;
+  for (std::string gone;;) {
+    std::optional<storage::Record> record;
+    if (request.has_step()) {
+      CO_TRY(record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
+    } else {
+      for (;;) {
+        CO_TRY(const auto before, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
+        CO_TRY(record, co_await highest_step(bucket, run_name));
+        // Every change of the steps changes the run's record: an equal version means that one state was seen.
+        CO_TRY(const auto after, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
+        if (before.version == after.version) break;
+      }
     }
-  }
-  if (!record) {
-    CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
-    co_return fail(Errc::kNotFound, request.has_step()
-                                        ? what + ": step " + std::to_string(request.step().step()) + " is not committed"
+    if (!record) {
+      CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
+      co_return fail(Errc::kNotFound,
+                     request.has_step() ? what + ": step " + std::to_string(request.step().step()) + " is not committed"
                                         : what + " has no committed step");
+    }
+    CO_TRY(auto step, step_of(*record));
+    if (request.reader() == 0) co_return std::move(*step.mutable_info());
+    CO_TRY(const auto owner, owner_from(step.info().owner()));
+    CO_TRY(const bool there, co_await readers_.protect(request.reader(), owner, connection));
+    if (there) {
+      step.mutable_info()->set_reader_ttl_millis(readers_.ttl_millis());
+      co_return std::move(*step.mutable_info());
+    }
+    // Removed in between: look again. But a step that goes on naming it contradicts the records.
+    if (gone == step.info().owner())
+      co_return fail(Errc::kDataLoss, what + " step " + std::to_string(step.info().step()) + ": its owner " +
+                                          owner.hex() + " has no record");
+    gone = step.info().owner();
   }
-  CO_TRY(auto step, step_of(*record));
-  co_return std::move(*step.mutable_info());
 }
 
 Task<wire::StepListReply> Checkpoints::step_list(wire::StepList request) {
@@ -123,8 +137,9 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
   const auto& run_name = request.run();
   CO_CHECK_OK(check_names(bucket, run_name));
   const auto what = "remove from run '" + bucket + "/" + run_name + "'";
-  if (request.has_step() == request.has_after())
-    co_return fail(Errc::kInvalid, what + ": name either a step or the step after which all go");
+  if (request.has_step() + request.has_after() + (request.steps_size() > 0) != 1 ||
+      (request.steps_size() > 0 && request.steps_size() != request.owners_size()))
+    co_return fail(Errc::kInvalid, what + ": name a step, or the step after which all go, or steps with their owners");
   CO_CHECK_OK(co_await buckets_.use(bucket));
   const auto group = home_group(bucket, run_name);
   const auto key = run_key(bucket, run_name);
@@ -139,21 +154,56 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
       CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
       if (!record)
         co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) + " is not committed");
-      CO_TRY(const bool meant, add_removal(*record, owners, edit));
+      CO_TRY(const bool meant, add_removal(*record, bucket, run_name, owners, edit));
       if (!meant)
         co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) +
                                             " has been removed, and saved again since");
-    } else {
+    } else if (request.has_after()) {
       CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), owners, edit));
+    } else {
+      std::set<std::uint64_t> seen;  // a step named twice is removed once
+      for (int i = 0; i < request.steps_size(); ++i) {
+        if (!seen.insert(request.steps(i)).second) continue;
+        CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.steps(i))));
+        if (record) CO_CHECK_OK(add_removal(*record, bucket, run_name, owners, edit));
+      }
     }
-    const auto removed = edit.erases() / 2;  // a step and its owner each
+    const auto removed = edit.erases();
     if (removed == 0) co_return wire::StepRemoveReply();
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;
     if (!done) co_return fail(std::move(done).error().with(what));
+    readers_.hidden(group);
     wire::StepRemoveReply reply;
     reply.set_removed(static_cast<std::uint32_t>(removed));
     co_return std::move(reply);
+  }
+}
+
+Task<wire::StepInfo> Checkpoints::step_pin(wire::StepPin request) {
+  const auto& bucket = request.bucket();
+  const auto& run = request.run();
+  CO_CHECK_OK(check_names(bucket, run));
+  const auto what = "run '" + bucket + "/" + run + "' step " + std::to_string(request.step());
+  const auto group = home_group(bucket, run);
+  const auto key = step_key(bucket, run, request.step());
+  for (;;) {
+    CO_TRY(auto step, co_await load<records::Step>(records_, group, key));
+    if (!step.exists()) co_return fail(Errc::kNotFound, what + " is not committed");
+    auto& info = *step.value.mutable_info();
+    if (info.owner() != request.owner())
+      co_return fail(Errc::kNotFound, what + " has been replaced since it was looked at");
+    // The change before was this very one: the request was sent again.
+    if (info.pin_revision() == request.revision() + 1 && info.pinned() == request.pinned()) co_return std::move(info);
+    if (info.pin_revision() != request.revision())
+      co_return fail(Errc::kConflict, what + " has been pinned or unpinned since it was looked at: try again");
+    info.set_pinned(request.pinned());
+    info.set_pin_revision(request.revision() + 1);
+    Edit edit(group);
+    edit.unchanged(key, step.version).put(key, step.value);
+    auto done = co_await edit.apply(records_);
+    if (done) co_return std::move(info);
+    if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error().with(what));
   }
 }
 

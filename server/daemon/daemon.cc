@@ -18,7 +18,9 @@ using wire::Method;
 /// The home group that a request about records belongs to.
 template <class Request>
 HomeGroup group_of(const Request& request) {
-  if constexpr (requires { request.key(); })
+  if constexpr (requires { request.home_group(); })
+    return static_cast<HomeGroup>(request.home_group());
+  else if constexpr (requires { request.key(); })
     return home_group(request.bucket(), request.key());
   else if constexpr (requires { request.run(); })
     return home_group(request.bucket(), request.run());
@@ -35,8 +37,9 @@ class DaemonImpl final : public Daemon {
         coordinator_(std::move(coordinator)),
         owners_(runtime.loop, target.records()),
         buckets_(runtime, target.records()),
-        objects_(runtime, target.records(), *coordinator_, buckets_, owners_, options.objects),
-        checkpoints_(runtime, target, units, *coordinator_, buckets_, owners_, with_bugs(options)),
+        readers_(runtime, target.records(), reader_options(options)),
+        objects_(runtime, target.records(), *coordinator_, buckets_, owners_, readers_, options.objects),
+        checkpoints_(runtime, target, units, *coordinator_, buckets_, owners_, readers_, with_bugs(options)),
         liveness_(make_liveness(target.records(), *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
         chunks_(runtime, target.chunks(), owners_, units.units() / 2, chunk_options(options)),
@@ -66,6 +69,7 @@ class DaemonImpl final : public Daemon {
     CO_CHECK_OK(co_await checkpoints_.start());
     background_.spawn(checkpoints_.watch());
     background_.spawn(objects_.sweep());
+    background_.spawn(readers_.run());
     background_.spawn(garbage_->run());
     co_return {};
   }
@@ -79,7 +83,7 @@ class DaemonImpl final : public Daemon {
   std::string cluster() const override { return std::string(map().cluster.view()); }
   const ClusterMap& map() const override { return *coordinator_->map(); }
   std::optional<Error> failure() const override { return target_.committer().failure(); }
-  Stats stats() const override { return {checkpoints_.stats(), garbage_->stats()}; }
+  Stats stats() const override { return {checkpoints_.stats(), readers_.stats(), garbage_->stats()}; }
   std::string metrics(const rpc::Server::Stats& rpc) const override;
 
   void drain() override { checkpoints_.drain(); }
@@ -94,6 +98,12 @@ class DaemonImpl final : public Daemon {
   static Checkpoints::Options with_bugs(const Options& options) {
     auto out = options.checkpoints;
     out.bugs = options.bugs;
+    return out;
+  }
+  static Readers::Options reader_options(const Options& options) {
+    auto out = options.readers;
+    out.unasked |= options.bugs.readers_unasked;
+    out.takeover_unwaited |= options.bugs.takeover_unwaited;
     return out;
   }
   static ChunkService::Options chunk_options(const Options& options) {
@@ -115,12 +125,14 @@ class DaemonImpl final : public Daemon {
   Task<std::string> read_ranges(std::shared_ptr<rpc::ServerCall> call);
 
   /// A call about records: decoded, its stamp checked, answered.
-  template <class Service, class Reply, class Request>
-  Task<std::string> answer(std::string bytes, Method method, Service& service, Task<Reply> (Service::*serve)(Request)) {
+  /// `more`: what the service wants to know of the caller.
+  template <class Service, class Reply, class Request, class... More>
+  Task<std::string> answer(std::string bytes, Method method, Service& service,
+                           Task<Reply> (Service::*serve)(Request, More...), More... more) {
     Request request;
     CO_CHECK_OK(wire::decode(bytes, request, wire::name_of(method)));
     if constexpr (requires { request.stamp(); }) CO_CHECK_OK(check_stamp(request.stamp(), true, group_of(request)));
-    CO_TRY(const auto reply, co_await (service.*serve)(std::move(request)));
+    CO_TRY(const auto reply, co_await (service.*serve)(std::move(request), more...));
     co_return wire::encode(reply);
   }
   /// Runs to its end also when the caller goes away: what follows a transaction must not be lost with the connection.
@@ -139,6 +151,7 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<Coordinator> coordinator_;
   Owners owners_;
   Buckets buckets_;
+  Readers readers_;
   Objects objects_;
   Checkpoints checkpoints_;
   std::unique_ptr<Liveness> liveness_;
@@ -188,8 +201,8 @@ Task<std::string> DaemonImpl::read_ranges(std::shared_ptr<rpc::ServerCall> call)
 
 Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
   const auto method = call->method();
-  const auto serve = [&](auto& service, auto member) {
-    return whole(answer(call->request(), method, service, member));
+  const auto serve = [&](auto& service, auto member, auto... more) {
+    return whole(answer(call->request(), method, service, member, more...));
   };
   switch (method) {
     case Method::kMap:
@@ -206,12 +219,14 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await serve(buckets_, &Buckets::list);
     case Method::kBucketRemove:
       co_return co_await serve(buckets_, &Buckets::remove);
+    case Method::kBucketSet:
+      co_return co_await serve(buckets_, &Buckets::set);
     case Method::kObjectBegin:
       co_return co_await serve(objects_, &Objects::begin);
     case Method::kObjectSeal:
       co_return co_await serve(objects_, &Objects::seal);
     case Method::kObjectStat:
-      co_return co_await serve(objects_, &Objects::stat);
+      co_return co_await serve(objects_, &Objects::stat, call->connection());
     case Method::kObjectList:
       co_return co_await serve(objects_, &Objects::list);
     case Method::kObjectRemove:
@@ -232,7 +247,7 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
     case Method::kAttemptStatus:
       co_return co_await answer(call->request(), method, checkpoints_, &Checkpoints::status);
     case Method::kStepOpen:
-      co_return co_await serve(checkpoints_, &Checkpoints::step_open);
+      co_return co_await serve(checkpoints_, &Checkpoints::step_open, call->connection());
     case Method::kStepList:
       co_return co_await serve(checkpoints_, &Checkpoints::step_list);
     case Method::kStepRemove:
@@ -241,6 +256,10 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await serve(checkpoints_, &Checkpoints::run_list);
     case Method::kRunActivity:
       co_return co_await serve(checkpoints_, &Checkpoints::run_activity);
+    case Method::kStepPin:
+      co_return co_await serve(checkpoints_, &Checkpoints::step_pin);
+    case Method::kReaderRenew:
+      co_return co_await serve(readers_, &Readers::renew, call->connection());
     case Method::kNone:
       break;
   }
@@ -260,6 +279,10 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.counter("cairn_chunk_store_written_bytes_total", "Bytes of chunks written to disk.", chunks.bytes_written);
   out.counter("cairn_chunk_store_read_bytes_total", "Bytes of chunks read from disk.", chunks.bytes_read);
   out.counter("cairn_chunk_store_bad_blocks_total", "Blocks whose bytes did not match their CRC.", chunks.blocks_bad);
+  const auto readers = readers_.stats();
+  out.gauge("cairn_readers_open", "Steps and objects that clients have open for reading.", readers.readers);
+  out.counter("cairn_readers_refused_total", "Readers refused because there were too many.", readers.refused);
+  out.gauge("cairn_readers_held", "Removed steps and objects that are kept for their readers.", readers.held);
   const auto& garbage = garbage_->stats();
   out.gauge("cairn_chunk_store_orphaned_bytes",
             "Bytes of chunks that no record names, not freed yet; at the last pass.", garbage.orphaned_bytes);

@@ -13,6 +13,7 @@
 #include "server/daemon/chunk_service.h"
 #include "server/garbage/garbage.h"
 #include "server/objects/objects.h"
+#include "server/readers/readers.h"
 #include "storage/target/target.h"
 
 namespace cairn::server {
@@ -36,6 +37,7 @@ class Daemon {
     std::vector<std::string> addresses;  // where clients reach it
     Checkpoints::Options checkpoints;
     Objects::Options objects;
+    Readers::Options readers;
     Garbage::Options garbage;
     ChunkService::Options chunks;
     SaveBugs bugs;  // planted by tests; handed to the parts
@@ -62,6 +64,7 @@ class Daemon {
 
   struct Stats {
     Checkpoints::Stats checkpoints;
+    Readers::Stats readers;
     Garbage::Stats garbage;
   };
   virtual Stats stats() const = 0;

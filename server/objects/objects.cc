@@ -37,23 +37,26 @@ wire::ObjectInfo info_of(const std::string& key, const records::Object& object, 
   return info;
 }
 
+/// The version's owner goes when nobody reads it any more.
 /// errors: kDataLoss  the record's owner id
-Result<void> erase_owner_of(const records::Object& object, Edit& edit) {
+Result<void> hide_owner_of(const records::Object& object, const std::string& bucket, const std::string& key,
+                           Edit& edit) {
   auto owner = OwnerId::from_bytes(object.owner());
   if (!owner) return fail(Errc::kDataLoss, "object record: " + owner.error().message);
-  edit.erase(owner_key(*owner));
+  Readers::hide(*owner, bucket, key, edit);
   return {};
 }
 
 }  // namespace
 
 Objects::Objects(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Buckets& buckets,
-                 Owners& owners, Options options)
+                 Owners& owners, Readers& readers, Options options)
     : runtime_(runtime),
       records_(records),
       coordinator_(coordinator),
       buckets_(buckets),
       owners_(owners),
+      readers_(readers),
       options_(options) {}
 
 Task<wire::ObjectBeginReply> Objects::begin(wire::ObjectBegin request) {
@@ -134,7 +137,7 @@ Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
     Edit edit(group);
     edit.unchanged(owner_key(owner), upload.version).unchanged(object_key(bucket, key), present.version);
     if (present.exists()) {
-      CO_CHECK_OK(erase_owner_of(present.value, edit));
+      CO_CHECK_OK(hide_owner_of(present.value, bucket, key, edit));
     }
     upload.value.set_kind(records::Owner::OBJECT);
     upload.value.mutable_writers()->Assign(writers.begin(), writers.end());
@@ -145,19 +148,34 @@ Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
     // Another seal or removal of this object came between. This one names no version, so it goes on from there.
   }
   owners_.ended(owner);
+  readers_.hidden(group);
   co_return info_of(key, object, true);
 }
 
-Task<wire::ObjectInfo> Objects::stat(wire::ObjectStat request) {
+Task<wire::ObjectInfo> Objects::stat(wire::ObjectStat request, std::uint64_t connection) {
   const auto& bucket = request.bucket();
   const auto& key = request.key();
   CO_CHECK_OK(check_names(bucket, key));
-  CO_TRY(const auto object, co_await load<records::Object>(records_, home_group(bucket, key), object_key(bucket, key)));
-  if (!object.exists()) {
-    CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
-    co_return fail(Errc::kNotFound, name_of(bucket, key) + " does not exist");
+  for (std::string gone;;) {
+    CO_TRY(const auto object,
+           co_await load<records::Object>(records_, home_group(bucket, key), object_key(bucket, key)));
+    if (!object.exists()) {
+      CO_CHECK_OK(co_await buckets_.use(bucket));  // the better message
+      co_return fail(Errc::kNotFound, name_of(bucket, key) + " does not exist");
+    }
+    auto info = info_of(key, object.value, true);
+    if (request.reader() == 0) co_return std::move(info);
+    CO_TRY(const auto owner, owner_from(info.owner()));
+    CO_TRY(const bool there, co_await readers_.protect(request.reader(), owner, connection));
+    if (there) {
+      info.set_reader_ttl_millis(readers_.ttl_millis());
+      co_return std::move(info);
+    }
+    // Removed or replaced in between: look again. But an object that goes on naming it contradicts the records.
+    if (gone == info.owner())
+      co_return fail(Errc::kDataLoss, name_of(bucket, key) + ": its owner " + owner.hex() + " has no record");
+    gone = info.owner();
   }
-  co_return info_of(key, object.value, true);
 }
 
 Task<wire::ObjectListReply> Objects::list(wire::ObjectList request) {
@@ -197,11 +215,12 @@ Task<wire::Empty> Objects::remove(wire::ObjectRemove request) {
       co_return fail(Errc::kNotFound, name_of(bucket, key) + " has been removed or replaced since");
     Edit edit(group);
     edit.unchanged(object_key(bucket, key), object.version).erase(object_key(bucket, key));
-    CO_CHECK_OK(erase_owner_of(object.value, edit));
+    CO_CHECK_OK(hide_owner_of(object.value, bucket, key, edit));
     auto done = co_await edit.apply(records_);
     if (done) break;
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
   }
+  readers_.hidden(group);
   co_return wire::Empty();
 }
 

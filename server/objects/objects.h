@@ -7,6 +7,7 @@
 #include "proto/rt/sync.h"
 #include "server/buckets/buckets.h"
 #include "server/coordinator/coordinator.h"
+#include "server/readers/readers.h"
 #include "server/records/owners.h"
 #include "storage/record_store/record_store.h"
 
@@ -36,7 +37,7 @@ class Objects {
     rt::Duration sweep_every = std::chrono::seconds(30);
   };
   Objects(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Buckets& buckets,
-          Owners& owners, Options options);
+          Owners& owners, Readers& readers, Options options);
 
   /// errors: kNotFound  no such bucket;  kExists  if_absent and it is there;  kInvalid  name
   Task<wire::ObjectBeginReply> begin(wire::ObjectBegin request);
@@ -45,8 +46,9 @@ class Objects {
   ///         kConflict  the upload was dropped, or sealed and replaced since
   ///         kInvalid   runs that do not add up to the size, or of another owner
   Task<wire::ObjectInfo> seal(wire::ObjectSeal request);
-  /// errors: kNotFound
-  Task<wire::ObjectInfo> stat(wire::ObjectStat request);
+  /// Protects the version found for the reader, if the request names one; `connection` is its.
+  /// errors: kNotFound;  kBusy  too many readers
+  Task<wire::ObjectInfo> stat(wire::ObjectStat request, std::uint64_t connection);
   /// Sorted by key. Every object that is there throughout is listed, an unsealed one never.
   Task<wire::ObjectListReply> list(wire::ObjectList request);
   /// errors: kNotFound
@@ -62,6 +64,7 @@ class Objects {
   const Coordinator& coordinator_;
   Buckets& buckets_;
   Owners& owners_;
+  Readers& readers_;
   Options options_;
 };
 

@@ -39,6 +39,9 @@ std::string bucket_key(std::string_view bucket) {
 std::string owner_key(const OwnerId& owner) {
   return std::string(kOwnerPrefix).append(owner.view());
 }
+std::string deleting_key(const OwnerId& owner) {
+  return std::string(kDeletingPrefix).append(owner.view());
+}
 std::string object_prefix(std::string_view bucket) {
   return join("o/", bucket, "");
 }

@@ -20,6 +20,10 @@ inline constexpr std::string_view kBucketPrefix = "b/";
 std::string owner_key(const OwnerId& owner);
 inline constexpr std::string_view kOwnerPrefix = "w/";
 
+/// Beside the owner's record, while its chunks are kept for readers only.
+std::string deleting_key(const OwnerId& owner);
+inline constexpr std::string_view kDeletingPrefix = "d/";
+
 std::string object_prefix(std::string_view bucket);
 std::string object_key(std::string_view bucket, std::string_view key);
 

@@ -124,6 +124,7 @@ TEST_CASE("checkpoints: resume from an earlier step drops the later ones with th
   const auto third = *f.open("a", 2, 20, true);
   CHECK(third.resume == 20);
   CHECK(f.steps() == std::vector<std::uint64_t>{10, 20});
+  f.let_go();
   CHECK(f.records("w/") == 2);
   REQUIRE(f.save(third, 30));
   CHECK(f.open_step()->step() == 30);
@@ -374,6 +375,8 @@ TEST_CASE("checkpoints: a committed step is refused, or replaced whole when over
   CHECK(f.open_step(5)->owner() == second.view());
   CHECK(f.open_step(5)->world_size() == 2);
   CHECK(f.steps() == std::vector<std::uint64_t>{5});
+  CHECK(f.status(first).state() == State::UNKNOWN);
+  f.let_go();
   CHECK(f.records("w/") == 1);
   CHECK(f.status(first).state() == State::UNKNOWN);
   // A failed overwrite leaves what was there.
@@ -581,6 +584,7 @@ TEST_CASE("checkpoints: removed steps are gone together with their owners", "[se
   CHECK(f.steps() == std::vector<std::uint64_t>{1, 3});
   CHECK(f.open_step()->step() == 3);
   CHECK(f.open_step(5).error().code == Errc::kNotFound);
+  f.let_go();
   CHECK(f.records("w/") == 2);
 }
 

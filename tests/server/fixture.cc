@@ -12,12 +12,17 @@ namespace {
 /// A call whose data frames are a list.
 class LocalCall final : public rpc::ServerCall {
  public:
-  LocalCall(rt::UnitPool& units, Method method, std::string request, std::vector<Fixture::Piece> pieces)
-      : units_(units), method_(method), request_(std::move(request)), pieces_(pieces.begin(), pieces.end()) {}
+  LocalCall(rt::UnitPool& units, Method method, std::string request, std::vector<Fixture::Piece> pieces,
+            std::uint64_t connection)
+      : units_(units),
+        method_(method),
+        request_(std::move(request)),
+        connection_(connection),
+        pieces_(pieces.begin(), pieces.end()) {}
   Method method() const override { return method_; }
   const std::string& request() const override { return request_; }
   const std::string& client() const override { return client_; }
-  std::uint64_t connection() const override { return 1; }
+  std::uint64_t connection() const override { return connection_; }
   Task<Data> next_data() override {
     if (pieces_.empty()) co_return fail(Errc::kUnavailable, "the test has no more data");
     CO_TRY(auto memory, co_await units_.acquire());
@@ -40,6 +45,7 @@ class LocalCall final : public rpc::ServerCall {
   rt::UnitPool& units_;
   Method method_;
   std::string request_, client_ = "test";
+  std::uint64_t connection_;
   std::deque<Fixture::Piece> pieces_;
 };
 
@@ -100,7 +106,7 @@ void Fixture::crash(sim::Death death) {
 }
 
 Answered Fixture::exchange(Method method, std::string request, std::vector<Piece> pieces) {
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces));
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection);
   Answered out{.reply = run(daemon->handler()(call)), .bytes = {}, .frames = call->frames.size()};
   for (const auto& [message, payload] : call->frames) {
     wire::DataHeader header;
@@ -117,7 +123,7 @@ Answered Fixture::exchange(Method method, std::string request, std::vector<Piece
 
 std::shared_ptr<std::optional<Result<std::string>>> Fixture::spawn(Method method, std::string request) {
   auto outcome = std::make_shared<std::optional<Result<std::string>>>();
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{});
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{}, connection);
   node.spawn(keep(daemon->handler()(call), outcome));
   return outcome;
 }

@@ -82,6 +82,9 @@ class Fixture {
     return world.run_until(done, world.now() + limit);
   }
 
+  /// Until nothing removed is kept any more, when nobody reads.
+  void let_go() { wait(options.readers.ttl + 2 * options.readers.sweep_every); }
+
   // ---- Words
   Result<void> make_bucket(const std::string& bucket);
   Result<void> put(ChunkId id, const std::string& bytes);
@@ -94,6 +97,8 @@ class Fixture {
   Result<wire::ObjectInfo> seal_object(const std::string& bucket, const std::string& key, OwnerId owner,
                                        std::uint64_t writer, const std::string& bytes, bool if_absent = false);
   Result<wire::ObjectInfo> put_object(const std::string& bucket, const std::string& key, const std::string& bytes);
+
+  std::uint64_t connection = 1;  // that calls come by
 
   sim::World world;
   sim::Node& node;
@@ -109,7 +114,9 @@ class Fixture {
   void stamp(Request& request) const {
     if constexpr (requires { request.mutable_stamp(); }) {
       if (request.has_stamp()) return;
-      if constexpr (requires { request.key(); })
+      if constexpr (requires { request.home_group(); })
+        *request.mutable_stamp() = stamp_of(true, request.home_group());
+      else if constexpr (requires { request.key(); })
         *request.mutable_stamp() = stamp_of(true, home_group(request.bucket(), request.key()));
       else if constexpr (requires { request.run(); })
         *request.mutable_stamp() = stamp_of(true, home_group(request.bucket(), request.run()));

@@ -12,6 +12,7 @@ Daemon::Options quick() {
   Daemon::Options options;
   options.garbage.grace = 10s;
   options.garbage.interval = 1s;
+  options.readers.ttl = 2s;
   return options;
 }
 
