@@ -112,6 +112,19 @@ std::string Uuid::text() const {
   return to_hex(bytes);
 }
 
+Result<Uuid> Uuid::from_text(std::string_view hex) {
+  Uuid id;
+  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
+  bool good = hex.size() == 2 * id.bytes.size();
+  for (std::size_t i = 0; good && i < hex.size(); ++i) {
+    const auto value = digit(hex[i]);
+    good = value >= 0;
+    id.bytes[i / 2] = static_cast<std::uint8_t>(id.bytes[i / 2] << 4 | value);
+  }
+  if (!good) return fail(Errc::kInvalid, "'" + printable(hex) + "' is not an id of 32 hex digits");
+  return id;
+}
+
 Result<Uuid> Uuid::from_bytes(std::string_view raw) {
   Uuid id;
   if (raw.size() != id.bytes.size())

@@ -78,6 +78,8 @@ struct Uuid {
   std::array<std::uint8_t, 16> bytes{};
   std::string text() const;  // hex
   static Result<Uuid> from_bytes(std::string_view raw);
+  /// As text() writes it. errors: kInvalid
+  static Result<Uuid> from_text(std::string_view hex);
   std::string_view view() const { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
   auto operator<=>(const Uuid&) const = default;
 };

@@ -1,5 +1,6 @@
 #include "server/buckets/buckets.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -35,10 +36,12 @@ Error no_bucket(std::string_view bucket) {
   return {Errc::kNotFound, "bucket '" + printable(bucket) + "' does not exist"};
 }
 
-Result<void> check_policy(const std::string& bucket, const wire::BucketPolicy& policy) {
+Result<void> check_policy(const ClusterMap& map, const std::string& bucket, const wire::BucketPolicy& policy) {
   const auto bad = [&](std::string why) { return fail(Errc::kInvalid, "bucket '" + bucket + "'" + std::move(why)); };
-  if (policy.copies() > 1)
-    return bad(" with " + std::to_string(policy.copies()) + " copies: this daemon has one target, so at most 1");
+  if (const auto most = copies_max(map); policy.copies() > most)
+    return bad(" with " + std::to_string(policy.copies()) + " copies: this daemon has " +
+               std::to_string(map.targets.size()) + " data directories, so at most " + std::to_string(most) +
+               "; give it more with --data");
   if (policy.quota_bytes() != 0) return bad(": quotas are not supported");
   constexpr std::uint32_t kDaysMax = 36'500;
   if (policy.keep_days() > kDaysMax)
@@ -81,10 +84,10 @@ std::string readable(std::string_view key) {
 
 Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
   CO_CHECK_OK(check_bucket_name(request.bucket()));
-  CO_CHECK_OK(check_policy(request.bucket(), request.policy()));
+  CO_CHECK_OK(check_policy(*coordinator_.map(), request.bucket(), request.policy()));
   records::Bucket record;
   *record.mutable_policy() = request.policy();
-  record.mutable_policy()->set_copies(1);
+  record.mutable_policy()->set_copies(std::max(request.policy().copies(), 1U));
   record.set_created_unix_nanos(runtime_.loop.wall_nanos());
   record.set_id(runtime_.random.next() | 1);  // 0 means any
   Edit edit(bucket_group(request.bucket()));
@@ -135,6 +138,7 @@ Task<Buckets::Use> Buckets::use(std::string bucket) {
   Use use(std::move(state));
   CO_TRY(const auto record, co_await load<records::Bucket>(records_, bucket_group(bucket), bucket_key(bucket)));
   if (!record.exists()) co_return fail(no_bucket(bucket));
+  use.copies_ = std::max(record.value.policy().copies(), 1U);
   co_return std::move(use);
 }
 
@@ -167,7 +171,7 @@ Task<wire::BucketInfo> Buckets::set(wire::BucketSet request) {
   if (!record.exists()) co_return fail(no_bucket(bucket));
   CO_CHECK_OK(check_meant(bucket, request.id(), record.value));
   const auto policy = changed(record.value.policy(), request.change());
-  CO_CHECK_OK(check_policy(bucket, policy));
+  CO_CHECK_OK(check_policy(*coordinator_.map(), bucket, policy));
   wire::BucketInfo reply;
   // The change before was this very one: the request was sent again.
   const bool done =

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
 
 #include "proto/rt/seams.h"
 #include "proto/rt/sync.h"
+#include "server/coordinator/coordinator.h"
 #include "storage/record_store/record_store.h"
 
 namespace cairn::wire {
@@ -29,9 +31,10 @@ class Buckets {
   struct State;
 
  public:
-  Buckets(rt::Runtime runtime, storage::RecordStore& records) : runtime_(runtime), records_(records) {}
+  Buckets(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator)
+      : runtime_(runtime), records_(records), coordinator_(coordinator) {}
 
-  /// errors: kInvalid  name or policy;  kExists
+  /// errors: kInvalid  name or policy, also more copies than there are targets;  kExists
   Task<wire::Empty> create(wire::BucketCreate request);
   /// errors: kNotFound
   Task<wire::BucketInfo> show(wire::BucketShow request);
@@ -49,11 +52,13 @@ class Buckets {
     Use(Use&& other) noexcept = default;
     Use& operator=(Use&&) = delete;
     ~Use();
+    std::uint32_t copies() const { return copies_; }  // of the bucket's policy
 
    private:
     friend class Buckets;
     explicit Use(std::shared_ptr<State> state);
     std::shared_ptr<State> state_;
+    std::uint32_t copies_ = 1;
   };
   /// Hold it from before the decision until the transaction has been answered.
   /// errors: kInvalid  name;  kNotFound
@@ -68,6 +73,7 @@ class Buckets {
 
   rt::Runtime runtime_;
   storage::RecordStore& records_;
+  const Coordinator& coordinator_;
   std::map<std::string, std::weak_ptr<State>> in_use_;
 };
 

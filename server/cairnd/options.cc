@@ -11,6 +11,8 @@
 namespace cairn::server {
 namespace {
 
+constexpr std::size_t kDirectoriesMax = 64;
+
 constexpr const char* kExample = R"(
 Example:
   cairnd --data /var/lib/cairn/data --listen 127.0.0.1:7420 --http 127.0.0.1:7421
@@ -54,15 +56,19 @@ Parsed parse_options(int argc, char** argv) {
   Parsed parsed;
   auto& options = parsed.options;
   options.node = host_name();
-  std::vector<std::string> data;
+  std::vector<std::string> lost;
   std::string unix_socket;
 
   CLI::App app("The storage daemon of Cairn.");
   app.footer(kExample);
   app.set_version_flag("--version", "cairnd " CAIRN_VERSION);
-  app.add_option("--data", data, "Data directory, made when missing (its parent must exist)")
+  app.add_option("--data", options.data, "Data directory, made when missing (its parent must exist)")
       ->required()
       ->type_name("DIR");
+  app.add_option(
+         "--lost-target", lost,
+         "The data directory with this id is lost for good: go on without it, and put an empty one in its place")
+      ->type_name("UUID");
   app.add_option("--listen", options.listen, "Address for clients; port 0: a free one")
       ->capture_default_str()
       ->type_name("HOST:PORT");
@@ -72,7 +78,8 @@ Parsed parse_options(int argc, char** argv) {
   app.add_flag("--insecure-listen", options.insecure_listen,
                "Allow other addresses than loopback: anybody who reaches them can read and delete everything");
   app.add_option("--node", options.node, "Name of this node")->capture_default_str()->type_name("NAME");
-  app.add_option("--unix-socket", unix_socket, "For clients on this host, or none; default: cairn.sock in DIR")
+  app.add_option("--unix-socket", unix_socket,
+                 "For clients on this host, or none; default: cairn.sock in the first DIR")
       ->type_name("PATH|none");
   app.add_option("--memory", options.memory_bytes, "Budget of buffers, index and messages together")
       ->transform(CLI::AsSizeValue(false))
@@ -112,9 +119,16 @@ Parsed parse_options(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return wrong(error.what());
   }
-  if (data.size() > 1)
-    return wrong("--data is given " + std::to_string(data.size()) + " times: one directory is supported");
-  options.data = data.front();
+  // Until records and chunks go to all members of their groups.
+  if (options.data.size() > 1) return wrong("one --data directory is supported");
+  if (options.data.size() > kDirectoriesMax)
+    return wrong("--data is given " + std::to_string(options.data.size()) + " times, at most " +
+                 std::to_string(kDirectoriesMax) + " are allowed");
+  for (const auto& text : lost) {
+    auto uuid = Uuid::from_text(text);
+    if (!uuid) return wrong("--lost-target: " + uuid.error().message);
+    options.lost_targets.insert(*uuid);
+  }
   if (options.memory_bytes < 64 * kMiB || options.memory_bytes > 1024 * kGiB)
     return wrong("--memory must be 64MiB to 1024GiB");
   if (options.node.empty() || options.node.size() > 255 ||

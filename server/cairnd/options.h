@@ -2,8 +2,11 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "proto/common/ids.h"
 #include "proto/common/units.h"
 #include "proto/rt/loop.h"
 #include "proto/rt/seams.h"
@@ -12,12 +15,13 @@
 namespace cairn::server {
 
 struct CairndOptions {
-  std::string data;                        // directory
+  std::vector<std::string> data;           // directories, each a target
+  std::set<Uuid> lost_targets;             // the operator asserts that they are lost for good
   std::string listen = "127.0.0.1:7420";   // port 0: a free one
   std::string http = "127.0.0.1:7421";     //
   bool insecure_listen = false;            // other addresses than loopback, without encryption and authentication
   std::string node;                        // default: the host's name
-  std::optional<std::string> unix_socket;  // path, "none"; default: cairn.sock in the data directory
+  std::optional<std::string> unix_socket;  // path, "none"; default: cairn.sock in the first data directory
 
   std::uint64_t memory_bytes = 512 * kMiB;  // 64 MiB ..: buffers, index and messages together
   storage::IoBackend io = storage::IoBackend::kAuto;

@@ -77,7 +77,7 @@ Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const std::string&
 /// The unix socket of clients on this host; nothing when there is none.
 Result<std::unique_ptr<rt::Listener>> listen_unix(rt::Runtime runtime, const CairndOptions& options) {
   if (options.unix_socket == "none") return std::unique_ptr<rt::Listener>();
-  const auto path = options.unix_socket.value_or(options.data + "/cairn.sock");
+  const auto path = options.unix_socket.value_or(options.data.front() + "/cairn.sock");
   auto listener = runtime.net.listen("unix:" + path);
   if (listener) return listener;
   if (options.unix_socket) return fail(std::move(listener).error().with("--unix-socket " + path));
@@ -89,7 +89,7 @@ Result<std::unique_ptr<rt::Listener>> listen_unix(rt::Runtime runtime, const Cai
 
 struct Stack {
   std::unique_ptr<rt::UnitPool> units;
-  std::unique_ptr<storage::Target> target;
+  TargetSet targets;
   std::unique_ptr<Daemon> daemon;
   std::unique_ptr<rpc::Server> rpc;
   std::unique_ptr<HttpServer> http;
@@ -110,15 +110,15 @@ HttpReply answer_http(const Stack& stack, const std::string& path) {
 }
 
 Task<std::unique_ptr<storage::Target>> open_target(rt::RealRuntime& real, const CairndOptions& options,
-                                                   const Shares& shares, storage::PlantedBugs bugs,
-                                                   rt::UnitPool& units) {
+                                                   std::string directory, std::uint64_t index_bytes,
+                                                   storage::PlantedBugs bugs, rt::UnitPool& units) {
   const auto runtime = real.seams();
   CO_TRY(auto io, storage::Io::create(runtime, real.loop(), {.backend = options.io}));
-  CO_TRY(auto disk, co_await storage::open_directory(runtime, std::move(io), options.data));
+  CO_TRY(auto disk, co_await storage::open_directory(runtime, std::move(io), directory));
   // Before the index, which makes files.
   CO_CHECK_OK(co_await storage::Target::check(*disk));
   CO_TRY(auto index,
-         co_await storage::open_rocksdb_index(runtime, options.data + "/index", {.memory_bytes = shares.index_bytes}));
+         co_await storage::open_rocksdb_index(runtime, directory + "/index", {.memory_bytes = index_bytes}));
   storage::Target::Options target_options;
   target_options.bugs = bugs;
   co_return co_await storage::Target::open(runtime, std::move(disk), std::move(index), units, target_options);
@@ -139,9 +139,12 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
 
   Stack stack;
   CO_TRY(stack.units, rt::UnitPool::create(runtime.loop, shares.units));
-  auto target = co_await open_target(real, options, shares, faults.storage, *stack.units);
-  if (!target) co_return fail(std::move(target).error().with("--data " + options.data));
-  stack.target = *std::move(target);
+  for (const auto& directory : options.data) {
+    auto target = co_await open_target(real, options, directory, shares.index_bytes / options.data.size(),
+                                       faults.storage, *stack.units);
+    if (!target) co_return fail(std::move(target).error().with("--data " + directory));
+    stack.targets.add(directory, *std::move(target));
+  }
   CO_TRY(auto local, listen_unix(runtime, options));
 
   Daemon::Options daemon_options;
@@ -152,9 +155,10 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
   daemon_options.garbage.grace = options.garbage_grace;
   daemon_options.garbage.interval = options.garbage_interval;
+  daemon_options.lost_targets = options.lost_targets;
   daemon_options.bugs = faults.saves;
-  auto daemon = co_await Daemon::create(runtime, *stack.target, *stack.units, std::move(daemon_options));
-  if (!daemon) co_return fail(std::move(daemon).error().with("--data " + options.data));
+  auto daemon = co_await Daemon::create(runtime, stack.targets, *stack.units, std::move(daemon_options));
+  if (!daemon) co_return fail(std::move(daemon).error());
   stack.daemon = *std::move(daemon);
 
   rpc::Server::Options rpc_options;
@@ -173,7 +177,9 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   std::printf("cairnd ready listen=%s http=%s node=%s\n", address.c_str(), http_address.c_str(), options.node.c_str());
   std::fflush(stdout);
   runtime.log.write(rt::Level::kInfo, "cairnd_ready",
-                    {{"listen", address}, {"disk", stack.target->disk().description()}, {"node", options.node}});
+                    {{"listen", address},
+                     {"disk", stack.targets.all().front().target->disk().description()},
+                     {"node", options.node}});
 
   co_await stop;
   runtime.log.write(rt::Level::kInfo, "cairnd_stopping", {});
@@ -181,7 +187,7 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   CO_CHECK_OK(co_await stack.rpc->close(runtime.loop.now() + kCloseMax));
   stack.http.reset();
   CO_CHECK_OK(co_await stack.daemon->close());
-  CO_CHECK_OK(co_await stack.target->close());
+  CO_CHECK_OK(co_await stack.targets.close());
   runtime.log.write(rt::Level::kInfo, "cairnd_stopped", {});
   co_return {};
 }

@@ -93,6 +93,7 @@ Checkpoints::LivePtr Checkpoints::ensure_live(const records::Attempt& attempt, s
   live->step = attempt.step();
   live->world_size = attempt.world_size();
   live->explicit_commit = attempt.explicit_commit();
+  live->copies = std::max(attempt.copies(), 1U);
   live->launch = text(attempt.launch());
   live->job = attempt.launch().job();
   live->restart = attempt.launch().restart();
@@ -153,7 +154,8 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
       attempt.value.set_world_size(request.world_size());
       attempt.value.set_overwrite(request.overwrite());
       attempt.value.set_explicit_commit(request.explicit_commit());
-      for (const auto& data : data_groups(map)) attempt.value.add_group_loss(data.loss);
+      attempt.value.set_copies(use.copies());
+      for (const auto loss : data_losses(map)) attempt.value.add_group_loss(loss);
       records::Owner record;
       record.set_kind(records::Owner::ATTEMPT);
       record.set_bucket(bucket);
@@ -175,7 +177,7 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
   live->heard[request.rank()] = runtime_.loop.now();
   wire::BeginReply reply;
   reply.set_owner(std::string(live->owner.view()));
-  for (const auto& data : data_groups(*coordinator_.map())) set_stamp(data, *reply.add_data_groups());
+  for (const auto& data : data_groups(*coordinator_.map(), live->copies)) set_stamp(data, *reply.add_data_groups());
   const auto beat = std::chrono::duration_cast<std::chrono::milliseconds>(options_.rank_silence_max / 6).count();
   reply.set_heartbeat_millis(static_cast<std::uint32_t>(std::max<std::int64_t>(beat, 1)));
   reply.set_sealed(sealed);

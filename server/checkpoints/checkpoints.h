@@ -137,6 +137,7 @@ class Checkpoints {
     std::uint64_t restart = 0;
     std::uint64_t step = 0;
     std::uint32_t world_size = 0;
+    std::uint32_t copies = 1;  // as the bucket asked for when it began
     bool explicit_commit = false;
     rt::TimePoint began;
     std::map<std::uint32_t, rt::TimePoint> heard;  // ranks that have joined

@@ -130,10 +130,14 @@ Task<void> Checkpoints::merge(LivePtr live, std::shared_ptr<Merged> out) {
       co_return fail(std::move(read).error().with("manifests of ranks " + std::to_string(out->ranks[first]) + " ff."));
   }
 
+  const auto& map = *coordinator_.map();
   std::set<DataGroup> groups;
-  for (const auto& data : data_groups(*coordinator_.map())) groups.insert(data.group);
-  if (groups.empty()) co_return fail(Errc::kUnavailable, "no data group serves");
-  out->index_group = *groups.begin();
+  for (const auto& range : map.groups)
+    for (std::uint32_t i = 0; !range.home && i < range.count; ++i) groups.insert(range.first + i);
+  const auto places = data_groups(map, live->copies);
+  if (places.empty())
+    co_return fail(Errc::kUnavailable, "no data group of " + std::to_string(live->copies) + " copies serves");
+  out->index_group = places.front().group;
   CO_TRY(out->index, co_await rt::away(runtime_.loop, runtime_.offload,
                                        [ranks, groups, owner = live->owner, prove = !options_.bugs.coverage_off] {
                                          return merge_manifests(*ranks, owner, groups, prove);
@@ -174,10 +178,11 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     if (before.exists() && !attempt.value.overwrite())
       co_return fail(Errc::kExists, "the step was committed meanwhile; say overwrite to replace it");
     if (before.value.info().pinned()) co_return fail(pinned(live->bucket, live->run, live->step));
-    const auto data = data_groups(*coordinator_.map());
-    for (std::size_t i = 0; i < data.size() && i < static_cast<std::size_t>(attempt.value.group_loss_size()); ++i)
-      if (data[i].loss != attempt.value.group_loss(static_cast<int>(i)))
-        co_return fail(Errc::kDataLoss, "data group " + std::to_string(data[i].group) + " lost chunks since it began");
+    const auto losses = data_losses(*coordinator_.map());
+    for (std::size_t i = 0; i < losses.size() && i < static_cast<std::size_t>(attempt.value.group_loss_size()); ++i)
+      if (losses[i] != attempt.value.group_loss(static_cast<int>(i)))
+        co_return fail(Errc::kDataLoss,
+                       "data group " + std::to_string(kFirstDataGroup + i) + " lost chunks since it began");
 
     records::Step step;
     auto& info = *step.mutable_info();
@@ -199,7 +204,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     info.set_committed_unix_nanos(runtime_.loop.wall_nanos());
     *info.mutable_launch() = attempt.value.launch();
     *info.mutable_run_epoch() = attempt.value.run_epoch();
-    info.set_copies(1);
+    info.set_copies(live->copies);
     Edit edit(group);
     for (std::size_t i = 0; i < merged->seals.size(); ++i) {
       const auto& seal = merged->seals[i];

@@ -1,10 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <set>
 
 #include "proto/rt/task.h"
 #include "server/coordinator/map.h"
-#include "storage/target/target.h"
+#include "server/targets/target_set.h"
 
 namespace cairn::server {
 
@@ -14,17 +15,34 @@ namespace cairn::server {
 class Coordinator {
  public:
   virtual ~Coordinator() = default;
-  /// The newest map that was read or written here; nothing before the first.
+  /// The newest map that is in force, as far as it is known here; nothing before the first.
   virtual const std::optional<ClusterMap>& map() const = 0;
-  /// Replaces the map when its version is still `expected` (0: none yet). Durable when it returns ok.
+  /// Replaces the map when its version is still `expected` (0: none yet); `next` gets a version above it. In force when
+  /// it returns ok.
   /// errors: kConflict  another version;  others: the outcome is unknown, and a proposal is nothing until read back
   virtual Task<void> propose(ClusterMap next, std::uint64_t expected) = 0;
 };
 
-/// Embedded mode: the map lies in the target's index, key "map" of table kMeta, as wire.Map.
+/// What lies on the targets of a daemon that keeps its map itself.
+struct LocalMap {
+  std::unique_ptr<Coordinator> coordinator;
+  bool forced = false;  // as may_start() says
+};
+
+/// Embedded mode: the map lies in the index of every target that it names as not out, key "map" of table kMeta, as
+/// wire.Map. A change is in force when it is durable on all of them. Where targets differ, the newest counts, by
+/// (generation, term, version); whether the targets that are here may know it is decided by may_start().
 ///
-/// Lifetime: `target` outlives it.
-/// errors:   kDataLoss  what is stored is no map
-Task<std::unique_ptr<Coordinator>> open_local_coordinator(storage::Target& target);
+/// Before it changes anything, a start makes a `term` that is above all that it finds durable on every target here, key
+/// "map.term": majorities meet, so what two starts with different targets write is never taken for one another.
+///
+/// Lifetime: `targets` outlives it.
+/// errors:   kDataLoss     what is stored is no map
+///           kInvalid      targets of two clusters; one that was declared lost; and as may_start()
+///           kUnavailable  as may_start()
+Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost = {});
+
+/// The map that lies on a target; nothing when it never belonged to a cluster. errors: kDataLoss
+Task<std::optional<ClusterMap>> stored_map(storage::Target& target);
 
 }  // namespace cairn::server

@@ -9,19 +9,50 @@
 
 namespace cairn::server {
 
+const Member* GroupRange::member(const Uuid& target) const {
+  const auto found = std::ranges::find(members, target, &Member::target);
+  return found == members.end() ? nullptr : &*found;
+}
+
 const GroupRange* ClusterMap::find(bool home, std::uint32_t group) const {
   for (const auto& range : groups)
     if (range.home == home && group >= range.first && group - range.first < range.count) return &range;
   return nullptr;
 }
 
-std::vector<DataGroupEntry> data_groups(const ClusterMap& map) {
+const TargetEntry* ClusterMap::target(const Uuid& uuid) const {
+  const auto found = std::ranges::find(targets, uuid, &TargetEntry::uuid);
+  return found == targets.end() ? nullptr : &*found;
+}
+
+std::vector<DataGroupEntry> data_groups(const ClusterMap& map, std::uint32_t copies) {
   std::vector<DataGroupEntry> out;
+  std::ptrdiff_t best = 1;
   for (const auto& range : map.groups) {
-    const bool serving =
-        std::any_of(range.members.begin(), range.members.end(), [](const auto& m) { return m.serving; });
-    if (range.home || !serving) continue;
+    if (range.home || range.copies != copies) continue;
+    const auto serving = std::ranges::count_if(range.members, [&](const Member& member) {
+      const auto* target = map.target(member.target);
+      return member.serving && target != nullptr && !target->out;
+    });
+    if (serving < best) continue;
+    if (serving > best) out.clear();
+    best = serving;
     for (std::uint32_t i = 0; i < range.count; ++i) out.push_back({range.first + i, range.epoch, range.loss});
+  }
+  return out;
+}
+
+std::uint32_t copies_max(const ClusterMap& map) {
+  return static_cast<std::uint32_t>(std::min<std::size_t>(kCopiesMax, map.targets.size()));
+}
+
+std::vector<std::uint32_t> data_losses(const ClusterMap& map) {
+  std::vector<std::uint32_t> out;
+  for (const auto& range : map.groups) {
+    if (range.home) continue;
+    const std::size_t end = range.first - kFirstDataGroup + range.count;
+    if (out.size() < end) out.resize(end);
+    std::fill_n(out.begin() + (range.first - kFirstDataGroup), range.count, range.loss);
   }
   return out;
 }
@@ -30,11 +61,20 @@ std::string encode_map(const ClusterMap& map) {
   wire::Map out;
   out.set_version(map.version);
   out.set_generation(map.generation);
+  out.set_term(map.term);
   out.set_cluster(std::string(map.cluster.view()));
   for (const auto& node : map.nodes) {
     auto& entry = *out.add_nodes();
     entry.set_name(node.name);
     for (const auto& address : node.addresses) entry.add_addresses(address);
+  }
+  for (const auto& target : map.targets) {
+    auto& entry = *out.add_targets();
+    entry.set_uuid(std::string(target.uuid.view()));
+    entry.set_incarnation(target.incarnation);
+    entry.set_node(target.node);
+    entry.set_directory(target.directory);
+    entry.set_out(target.out);
   }
   for (const auto& range : map.groups) {
     auto& entry = *out.add_groups();
@@ -44,6 +84,8 @@ std::string encode_map(const ClusterMap& map) {
     entry.set_generation(range.epoch.generation);
     entry.set_epoch(range.epoch.count);
     entry.set_loss(range.loss);
+    entry.set_copies(range.copies);
+    for (const auto& target : range.placement) entry.add_placement(std::string(target.view()));
     for (const auto& member : range.members) {
       auto& to = *entry.add_members();
       to.set_target(std::string(member.target.view()));
@@ -56,77 +98,79 @@ std::string encode_map(const ClusterMap& map) {
   return wire::encode(out);
 }
 
+namespace {
+
+/// Written before there were several targets: the members say what there is.
+void complete(ClusterMap& map) {
+  for (auto& range : map.groups) {
+    if (range.copies != 0) continue;
+    range.copies = range.home ? kCopiesMax : static_cast<std::uint32_t>(range.members.size());
+    for (const auto& member : range.members) {
+      range.placement.push_back(member.target);
+      if (map.target(member.target) == nullptr)
+        map.targets.push_back({.uuid = member.target,
+                               .incarnation = member.incarnation,
+                               .node = member.node,
+                               .directory = {},
+                               .out = false});
+    }
+  }
+}
+
+Result<Uuid> uuid_of(std::string_view bytes, const char* what) {
+  auto uuid = Uuid::from_bytes(bytes);
+  if (!uuid) return fail(Errc::kDataLoss, std::string("map: ") + what + " id: " + uuid.error().message);
+  return uuid;
+}
+
+}  // namespace
+
 Result<ClusterMap> decode_map(std::string_view bytes) {
   wire::Map in;
   if (auto decoded = wire::decode(bytes, in, "map"); !decoded)
     return fail(Errc::kDataLoss, std::move(decoded.error().message));
-  ClusterMap map{.version = in.version(), .generation = in.generation(), .cluster = {}, .nodes = {}, .groups = {}};
-  auto cluster = Uuid::from_bytes(in.cluster());
-  if (!cluster) return fail(Errc::kDataLoss, "map: cluster id: " + cluster.error().message);
-  map.cluster = *cluster;
+  ClusterMap map;
+  map.version = in.version();
+  map.generation = in.generation();
+  map.term = in.term();
+  TRY(map.cluster, uuid_of(in.cluster(), "cluster"));
   for (const auto& node : in.nodes())
     map.nodes.push_back({node.name(), {node.addresses().begin(), node.addresses().end()}});
+  for (const auto& target : in.targets()) {
+    TRY(const auto uuid, uuid_of(target.uuid(), "target"));
+    map.targets.push_back({.uuid = uuid,
+                           .incarnation = target.incarnation(),
+                           .node = target.node(),
+                           .directory = target.directory(),
+                           .out = target.out()});
+  }
   for (const auto& range : in.groups()) {
+    if (!range.home() && range.first() < kFirstDataGroup)
+      return fail(Errc::kDataLoss, "map: data group " + std::to_string(range.first()));
     GroupRange to{.first = range.first(),
                   .count = range.count(),
                   .home = range.home(),
                   .epoch = {.generation = range.generation(), .count = range.epoch()},
                   .loss = range.loss(),
-                  .members = {}};
+                  .members = {},
+                  .copies = range.copies(),
+                  .placement = {}};
     for (const auto& member : range.members()) {
-      auto target = Uuid::from_bytes(member.target());
-      if (!target) return fail(Errc::kDataLoss, "map: target id: " + target.error().message);
-      to.members.push_back({.target = *target,
+      TRY(const auto target, uuid_of(member.target(), "target"));
+      to.members.push_back({.target = target,
                             .incarnation = member.incarnation(),
                             .serving = member.serving(),
                             .node = member.node(),
                             .joined = member.joined()});
     }
+    for (const auto& target : range.placement()) {
+      TRY(const auto uuid, uuid_of(target, "target"));
+      to.placement.push_back(uuid);
+    }
     map.groups.push_back(std::move(to));
   }
+  complete(map);
   return map;
-}
-
-Result<ClusterMap> after_start(const std::optional<ClusterMap>& map, const Start& start) {
-  const NodeEntry node{start.node, start.addresses};
-  if (!map) {
-    const std::vector<Member> alone = {
-        {.target = start.target, .incarnation = start.incarnation, .serving = true, .node = start.node, .joined = 0}};
-    const GroupEpoch first{.generation = 1, .count = 1};
-    return ClusterMap{
-        .version = 1,
-        .generation = 1,
-        .cluster = start.fresh_cluster,
-        .nodes = {node},
-        .groups = {{.first = 0, .count = kHomeGroups, .home = true, .epoch = first, .loss = 0, .members = alone},
-                   {.first = kFirstDataGroup, .count = 1, .home = false, .epoch = first, .loss = 0, .members = alone}}};
-  }
-
-  ClusterMap next = *map;
-  bool member_of_any = false;
-  std::string old_node;
-  for (auto& range : next.groups)
-    for (auto& member : range.members) {
-      if (member.target != start.target) continue;
-      member_of_any = true;
-      if (start.incarnation < member.incarnation)
-        return fail(Errc::kDataLoss, "target " + start.target.text() + " starts as incarnation " +
-                                         std::to_string(start.incarnation) + ", but the map knows incarnation " +
-                                         std::to_string(member.incarnation) + ": the directory is an older copy");
-      if (start.incarnation > member.incarnation) {
-        member.incarnation = start.incarnation;
-        ++range.epoch.count;
-      }
-      old_node = std::exchange(member.node, start.node);
-    }
-  if (!member_of_any)
-    return fail(Errc::kInvalid, "target " + start.target.text() + " is no member of cluster " + map->cluster.text());
-  std::erase_if(next.nodes, [&](const NodeEntry& entry) { return entry.name == old_node || entry.name == start.node; });
-  next.nodes.push_back(node);
-  std::sort(next.nodes.begin(), next.nodes.end(),
-            [](const NodeEntry& a, const NodeEntry& b) { return a.name < b.name; });
-  if (next != *map) ++next.version;
-  return next;
 }
 
 }  // namespace cairn::server

@@ -30,43 +30,38 @@ HomeGroup group_of(const Request& request) {
 
 class DaemonImpl final : public Daemon {
  public:
-  DaemonImpl(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
-             std::unique_ptr<Coordinator> coordinator, Options options)
+  DaemonImpl(rt::Runtime runtime, TargetSet& targets, rt::UnitPool& units, LocalMap local, Options options)
       : runtime_(runtime),
-        target_(target),
-        coordinator_(std::move(coordinator)),
-        owners_(runtime.loop, target.records()),
-        buckets_(runtime, target.records()),
-        readers_(runtime, target.records(), reader_options(options)),
-        objects_(runtime, target.records(), *coordinator_, buckets_, owners_, readers_, options.objects),
-        checkpoints_(runtime, target, units, *coordinator_, buckets_, owners_, readers_, with_bugs(options)),
-        liveness_(make_liveness(target.records(), *coordinator_)),
+        targets_(targets),
+        forced_(local.forced),
+        coordinator_(std::move(local.coordinator)),
+        members_(runtime, targets, *coordinator_, options.membership_bugs),
+        owners_(runtime.loop, first(targets).records()),
+        buckets_(runtime, first(targets).records(), *coordinator_),
+        readers_(runtime, first(targets).records(), reader_options(options)),
+        objects_(runtime, first(targets).records(), *coordinator_, buckets_, owners_, readers_, options.objects),
+        checkpoints_(runtime, first(targets), units, *coordinator_, buckets_, owners_, readers_, with_bugs(options)),
+        liveness_(make_liveness(first(targets).records(), *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
-        chunks_(runtime, target.chunks(), owners_, units.units() / 2, chunk_options(options)),
+        chunks_(runtime, first(targets).chunks(), owners_, units.units() / 2, chunk_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
     auto garbage = options.garbage;
     garbage.absence_is_death |= options.bugs.absence_is_death;
     garbage.ask_once |= options.bugs.ask_once;
-    garbage_ = std::make_unique<Garbage>(runtime, target.chunks(), *liveness_, garbage);
+    garbage_ = std::make_unique<Garbage>(runtime, first(targets).chunks(), *liveness_, garbage);
   }
 
   Task<void> start(Options options) {
-    const auto& known = coordinator_->map();
-    Start start{.target = target_.uuid(),
-                .incarnation = target_.incarnation(),
-                .node = options.node,
-                .addresses = options.addresses,
-                .fresh_cluster = fresh_id()};
-    CO_TRY(auto next, after_start(known, start));
-    const auto expected = known ? known->version : 0;
-    CO_CHECK_OK(co_await coordinator_->propose(std::move(next), expected));
+    CO_CHECK_OK(co_await members_.start(
+        {.node = options.node, .addresses = options.addresses, .lost = options.lost_targets, .forced = forced_}));
     // One range holds all home groups, so one epoch is theirs.
     const auto& home = *map().find(true, 0);
-    target_.records().set_epoch(home.loss, home.epoch.count);
+    first(targets_).records().set_epoch(home.loss, home.epoch.count);
     CO_CHECK_OK(co_await owners_.load());
     CO_CHECK_OK(co_await checkpoints_.start());
+    background_.spawn(members_.watch());
     background_.spawn(checkpoints_.watch());
     background_.spawn(objects_.sweep());
     background_.spawn(readers_.run());
@@ -82,7 +77,7 @@ class DaemonImpl final : public Daemon {
   }
   std::string cluster() const override { return std::string(map().cluster.view()); }
   const ClusterMap& map() const override { return *coordinator_->map(); }
-  std::optional<Error> failure() const override { return target_.committer().failure(); }
+  std::optional<Error> failure() const override { return members_.failure(); }
   Stats stats() const override { return {checkpoints_.stats(), readers_.stats(), garbage_->stats()}; }
   std::string metrics(const rpc::Server::Stats& rpc) const override;
 
@@ -111,13 +106,7 @@ class DaemonImpl final : public Daemon {
     out.existing_unseen |= options.bugs.existing_unseen;
     return out;
   }
-  Uuid fresh_id() {
-    Uuid id;
-    for (std::size_t i = 0; i < id.bytes.size(); i += 8)
-      for (std::uint64_t draw = runtime_.random.next(), k = 0; k < 8; ++k, draw >>= 8)
-        id.bytes[i + k] = static_cast<std::uint8_t>(draw);
-    return id;
-  }
+  static storage::Target& first(const TargetSet& targets) { return *targets.all().front().target; }
 
   Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
   Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
@@ -147,8 +136,10 @@ class DaemonImpl final : public Daemon {
   }
 
   rt::Runtime runtime_;
-  storage::Target& target_;
+  TargetSet& targets_;
+  bool forced_;
   std::unique_ptr<Coordinator> coordinator_;
+  Membership members_;
   Owners owners_;
   Buckets buckets_;
   Readers readers_;
@@ -269,7 +260,7 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
 
 std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   MetricsText out;
-  const auto chunks = target_.chunks().stats();
+  const auto chunks = first(targets_).chunks().stats();
   out.gauge("cairn_chunk_store_live_bytes", "Bytes of chunks in the index, padded to sectors.", chunks.live_bytes);
   out.gauge("cairn_chunk_store_chunks", "Chunks in the index.", chunks.chunks);
   out.gauge("cairn_chunk_store_uploading_bytes", "Bytes reserved by uploads under way.", chunks.uploading_bytes);
@@ -289,11 +280,11 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.counter("cairn_garbage_freed_bytes_total", "Bytes of dead chunks freed.", garbage.freed_bytes);
   out.counter("cairn_garbage_freed_chunks_total", "Dead chunks freed.", garbage.freed_chunks);
   out.counter("cairn_garbage_passes_total", "Passes of the garbage collector.", garbage.passes);
-  out.counter("cairn_committer_commits_total", "Index batches made durable.", target_.committer().commits());
+  out.counter("cairn_committer_commits_total", "Index batches made durable.", first(targets_).committer().commits());
   out.counter("cairn_committer_rounds_total", "Rounds of flush and sync, each shared by all that waited.",
-              target_.committer().rounds());
+              first(targets_).committer().rounds());
   out.gauge("cairn_committer_failed", "1 when the target has failed and acknowledges nothing more.",
-            target_.committer().failure() ? 1 : 0);
+            first(targets_).committer().failure() ? 1 : 0);
   const auto saves = checkpoints_.stats();
   out.gauge("cairn_checkpoints_open_attempts", "Save attempts that ranks are writing.", saves.open);
   out.gauge("cairn_checkpoints_merging_attempts", "Save attempts whose manifests are being merged.", saves.merging);
@@ -316,10 +307,10 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
 
 }  // namespace
 
-Task<std::unique_ptr<Daemon>> Daemon::create(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
+Task<std::unique_ptr<Daemon>> Daemon::create(rt::Runtime runtime, TargetSet& targets, rt::UnitPool& units,
                                              Options options) {
-  CO_TRY(auto coordinator, co_await open_local_coordinator(target));
-  auto daemon = std::make_unique<DaemonImpl>(runtime, target, units, std::move(coordinator), options);
+  CO_TRY(auto local, co_await open_local_coordinator(targets, options.lost_targets));
+  auto daemon = std::make_unique<DaemonImpl>(runtime, targets, units, std::move(local), options);
   CO_CHECK_OK(co_await daemon->start(std::move(options)));
   co_return std::unique_ptr<Daemon>(std::move(daemon));
 }

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,15 +13,16 @@
 #include "server/checkpoints/checkpoints.h"
 #include "server/daemon/chunk_service.h"
 #include "server/garbage/garbage.h"
+#include "server/membership/membership.h"
 #include "server/objects/objects.h"
 #include "server/readers/readers.h"
-#include "storage/target/target.h"
+#include "server/targets/target_set.h"
 
 namespace cairn::server {
 
 /// What a daemon does between its network and its disk: answers calls, looks after attempts, collects garbage.
 ///
-///   CO_TRY(auto daemon, co_await Daemon::create(runtime, target, units, options));
+///   CO_TRY(auto daemon, co_await Daemon::create(runtime, targets, units, options));
 ///   auto server = rpc::Server::create(runtime, units, {.node = ..., .cluster = daemon->cluster()},
 ///                                     daemon->handler(), daemon->stale_map());
 ///   ...                                  // serve
@@ -29,7 +31,7 @@ namespace cairn::server {
 ///   co_await daemon->close();
 ///
 /// Threads:  the loop.
-/// Lifetime: runtime, target and units outlive it; it outlives the server that calls its handler.
+/// Lifetime: runtime, targets and units outlive it; it outlives the server that calls its handler.
 class Daemon {
  public:
   struct Options {
@@ -40,15 +42,17 @@ class Daemon {
     Readers::Options readers;
     Garbage::Options garbage;
     ChunkService::Options chunks;
-    SaveBugs bugs;  // planted by tests; handed to the parts
+    std::set<Uuid> lost_targets;  // the operator asserts that they are lost for good
+    SaveBugs bugs;                // planted by tests; handed to the parts
+    Membership::Bugs membership_bugs;
     /// Tests put their own answers in front of what records say; empty: none.
     std::function<std::unique_ptr<Liveness>(std::unique_ptr<Liveness>)> wrap_liveness;
   };
 
-  /// Makes this target the member of a new cluster, or goes on as a new incarnation: every group gets a new epoch,
-  /// durable before the first call is answered.
-  /// errors: kInvalid, kDataLoss  the target and its map do not belong together
-  static Task<std::unique_ptr<Daemon>> create(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
+  /// Makes these targets, at least one, a new cluster, or goes on with new incarnations of them: every group gets a new
+  /// epoch, durable before the first call is answered.
+  /// errors: kInvalid, kDataLoss, kUnavailable  the targets and their map do not belong together, or too few are here
+  static Task<std::unique_ptr<Daemon>> create(rt::Runtime runtime, TargetSet& targets, rt::UnitPool& units,
                                               Options options);
   virtual ~Daemon() = default;
 
@@ -57,7 +61,7 @@ class Daemon {
   virtual std::string cluster() const = 0;  // 16 bytes
   virtual const ClusterMap& map() const = 0;
 
-  /// Why it can serve no more: the target has failed.
+  /// Why it can serve no more: too many targets have failed.
   virtual std::optional<Error> failure() const = 0;
   /// Its metrics in Prometheus' text format; `rpc` adds those of the server.
   virtual std::string metrics(const rpc::Server::Stats& rpc) const = 0;
@@ -70,7 +74,7 @@ class Daemon {
   virtual Stats stats() const = 0;
 
   virtual void drain() = 0;
-  /// Waits for record calls that their callers gave up, ends background work. Then the target may be closed.
+  /// Waits for record calls that their callers gave up, ends background work. Then the targets may be closed.
   virtual Task<void> close() = 0;
 };
 

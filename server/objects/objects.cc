@@ -82,7 +82,7 @@ Task<wire::ObjectBeginReply> Objects::begin(wire::ObjectBegin request) {
 
   wire::ObjectBeginReply reply;
   reply.set_owner(std::string(owner.view()));
-  for (const auto& data : data_groups(*coordinator_.map())) {
+  for (const auto& data : data_groups(*coordinator_.map(), use.copies())) {
     auto& stamp = *reply.add_data_groups();
     stamp.set_group(data.group);
     stamp.set_generation(data.epoch.generation);

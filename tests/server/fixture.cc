@@ -69,7 +69,7 @@ Fixture::Fixture(Daemon::Options o, std::uint64_t seed)
 }
 
 Fixture::~Fixture() {
-  if (target) crash(sim::Death::kProcess);
+  if (targets) crash(sim::Death::kProcess);
 }
 
 Result<void> Fixture::try_start() {
@@ -77,9 +77,12 @@ Result<void> Fixture::try_start() {
   storage::Target::Options target_options;
   target_options.chunks.segment_bytes = 16 * kMiB;
   target_options.chunks.ballast_bytes = 1 * kMiB;
-  TRY(target,
+  targets = std::make_unique<TargetSet>();
+  TRY(auto opened,
       run(storage::Target::open(node.runtime(), disk.attach(node), index.attach(node), *units, target_options)));
-  TRY(daemon, run(Daemon::create(node.runtime(), *target, *units, options)));
+  target = opened.get();
+  targets->add("d0", std::move(opened));
+  TRY(daemon, run(Daemon::create(node.runtime(), *targets, *units, options)));
   return {};
 }
 
@@ -92,14 +95,15 @@ void Fixture::start() {
 void Fixture::stop() {
   daemon->drain();
   REQUIRE(run(daemon->close()));
-  REQUIRE(run(target->close()));
+  REQUIRE(run(targets->close()));
   crash(sim::Death::kProcess);
 }
 
 void Fixture::crash(sim::Death death) {
   // Frames go first, then what they use, last first.
   node.hold(std::move(units));
-  node.hold(std::move(target));
+  if (targets) node.hold(std::move(targets));
+  target = nullptr;
   if (daemon) node.hold(std::move(daemon));
   node.kill(death);
   node.restart();

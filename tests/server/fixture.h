@@ -106,7 +106,8 @@ class Fixture {
   sim::IndexImage& index;
   Daemon::Options options;
   std::unique_ptr<rt::UnitPool> units;
-  std::unique_ptr<storage::Target> target;
+  std::unique_ptr<TargetSet> targets;
+  storage::Target* target = nullptr;  // the first
   std::unique_ptr<Daemon> daemon;
 
  private:

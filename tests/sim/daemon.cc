@@ -14,7 +14,7 @@ namespace cairn::sim {
 /// In the order in which they are made; destroyed the other way round.
 struct SimDaemon::Process {
   std::unique_ptr<rt::UnitPool> units;
-  std::unique_ptr<storage::Target> target;
+  server::TargetSet targets;
   std::unique_ptr<server::Daemon> daemon;
   std::unique_ptr<rpc::Server> server;
 };
@@ -103,8 +103,10 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   target.chunks.segment_bytes = options.segment_bytes;
   target.chunks.ballast_bytes = 1 * kMiB;
   target.bugs = storage_bugs(options.bug);
-  CO_TRY(p.target,
+  CO_TRY(auto opened,
          co_await storage::Target::open(runtime, std::move(disk), self->index_.attach(self->node_), *p.units, target));
+
+  p.targets.add("d0", std::move(opened));
 
   server::Daemon::Options daemon;
   daemon.node = "daemon";
@@ -117,7 +119,7 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   daemon.wrap_liveness = [self](std::unique_ptr<server::Liveness> honest) -> std::unique_ptr<server::Liveness> {
     return std::make_unique<LyingLiveness>(std::move(honest), *self);
   };
-  CO_TRY(p.daemon, co_await server::Daemon::create(runtime, *p.target, *p.units, std::move(daemon)));
+  CO_TRY(p.daemon, co_await server::Daemon::create(runtime, p.targets, *p.units, std::move(daemon)));
 
   rpc::Server::Options server;
   server.node = "daemon";
