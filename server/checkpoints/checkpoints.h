@@ -71,8 +71,8 @@ class Checkpoints {
     std::uint32_t index_chunk_bytes = 4 * kMiB;               // a multiple of the unit size
     SaveBugs bugs;
   };
-  Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units, const Coordinator& coordinator,
-              Buckets& buckets, Owners& owners, Readers& readers, Options options);
+  Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records, rt::UnitPool& units,
+              const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers, Options options);
   ~Checkpoints();
 
   /// Finds the attempts that an earlier process left; merges those that are fully sealed. Before any call.

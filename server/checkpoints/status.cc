@@ -25,12 +25,12 @@ Result<std::pair<std::string, std::string>> names_of_attempt(const std::string& 
 
 }  // namespace
 
-Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, rt::UnitPool& units,
-                         const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers,
-                         Options options)
+Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records,
+                         rt::UnitPool& units, const Coordinator& coordinator, Buckets& buckets, Owners& owners,
+                         Readers& readers, Options options)
     : runtime_(runtime),
       target_(target),
-      records_(target.records()),
+      records_(records),
       units_(units),
       coordinator_(coordinator),
       buckets_(buckets),
@@ -138,7 +138,7 @@ Task<void> Checkpoints::watch() {
         for (auto& [rank, heard] : live->heard) heard += late;
       }
     }
-    if (target_.committer().failure()) continue;  // nothing can be written any more, and one log line said so
+    if (!records_.usable()) continue;  // nothing can be written any more, and one log line said so
     fail_those([this](const Live& live) { return overdue(live); });
     if (auto forgotten = co_await forget_failed(); !forgotten)
       runtime_.log.write(rt::Level::kWarning, "checkpoints_forget_failed", {{"error", forgotten.error().message}});

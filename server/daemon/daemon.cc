@@ -36,12 +36,15 @@ class DaemonImpl final : public Daemon {
         forced_(local.forced),
         coordinator_(std::move(local.coordinator)),
         members_(runtime, targets, *coordinator_, options.membership_bugs),
-        owners_(runtime.loop, first(targets).records()),
-        buckets_(runtime, first(targets).records(), *coordinator_),
-        readers_(runtime, first(targets).records(), reader_options(options)),
-        objects_(runtime, first(targets).records(), *coordinator_, buckets_, owners_, readers_, options.objects),
-        checkpoints_(runtime, first(targets), units, *coordinator_, buckets_, owners_, readers_, with_bugs(options)),
-        liveness_(make_liveness(first(targets).records(), *coordinator_)),
+        records_(runtime, members_, options.membership_bugs),
+        store_(storage::RecordStore::open(runtime, records_)),
+        owners_(runtime.loop, *store_),
+        buckets_(runtime, *store_, *coordinator_),
+        readers_(runtime, *store_, reader_options(options)),
+        objects_(runtime, *store_, *coordinator_, buckets_, owners_, readers_, options.objects),
+        checkpoints_(runtime, first(targets), *store_, units, *coordinator_, buckets_, owners_, readers_,
+                     with_bugs(options)),
+        liveness_(make_liveness(*store_, *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
         chunks_(runtime, first(targets).chunks(), owners_, units.units() / 2, chunk_options(options)),
         records_calls_(runtime.loop),
@@ -56,12 +59,17 @@ class DaemonImpl final : public Daemon {
   Task<void> start(Options options) {
     CO_CHECK_OK(co_await members_.start(
         {.node = options.node, .addresses = options.addresses, .lost = options.lost_targets, .forced = forced_}));
-    // One range holds all home groups, so one epoch is theirs.
-    const auto& home = *map().find(true, 0);
-    first(targets_).records().set_epoch(home.loss, home.epoch.count);
+    members_.on_change = [this] {
+      // One range holds all home groups, so one epoch is theirs.
+      const auto& home = *map().find(true, 0);
+      store_->set_epoch(home.loss, home.epoch.count);
+    };
+    members_.on_change();
+    CO_CHECK_OK(co_await records_.take_over());
     CO_CHECK_OK(co_await owners_.load());
     CO_CHECK_OK(co_await checkpoints_.start());
     background_.spawn(members_.watch());
+    background_.spawn(records_.bring_up(*store_));
     background_.spawn(checkpoints_.watch());
     background_.spawn(objects_.sweep());
     background_.spawn(readers_.run());
@@ -77,6 +85,7 @@ class DaemonImpl final : public Daemon {
   }
   std::string cluster() const override { return std::string(map().cluster.view()); }
   const ClusterMap& map() const override { return *coordinator_->map(); }
+  storage::RecordStore& records() override { return *store_; }
   std::optional<Error> failure() const override { return members_.failure(); }
   Stats stats() const override { return {checkpoints_.stats(), readers_.stats(), garbage_->stats()}; }
   std::string metrics(const rpc::Server::Stats& rpc) const override;
@@ -86,7 +95,7 @@ class DaemonImpl final : public Daemon {
     CO_CHECK_OK(co_await records_calls_.join());
     background_.cancel();
     checkpoints_.stop();
-    co_return {};
+    co_return co_await store_->close();
   }
 
  private:
@@ -140,6 +149,8 @@ class DaemonImpl final : public Daemon {
   bool forced_;
   std::unique_ptr<Coordinator> coordinator_;
   Membership members_;
+  ReplicatedRecords records_;
+  std::unique_ptr<storage::RecordStore> store_;
   Owners owners_;
   Buckets buckets_;
   Readers readers_;

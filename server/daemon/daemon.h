@@ -14,6 +14,7 @@
 #include "server/daemon/chunk_service.h"
 #include "server/garbage/garbage.h"
 #include "server/membership/membership.h"
+#include "server/membership/replicated_records.h"
 #include "server/objects/objects.h"
 #include "server/readers/readers.h"
 #include "server/targets/target_set.h"
@@ -44,7 +45,7 @@ class Daemon {
     ChunkService::Options chunks;
     std::set<Uuid> lost_targets;  // the operator asserts that they are lost for good
     SaveBugs bugs;                // planted by tests; handed to the parts
-    Membership::Bugs membership_bugs;
+    MembershipBugs membership_bugs;
     /// Tests put their own answers in front of what records say; empty: none.
     std::function<std::unique_ptr<Liveness>(std::unique_ptr<Liveness>)> wrap_liveness;
   };
@@ -61,6 +62,8 @@ class Daemon {
   virtual std::string cluster() const = 0;  // 16 bytes
   virtual const ClusterMap& map() const = 0;
 
+  /// The records of all home groups.
+  virtual storage::RecordStore& records() = 0;
   /// Why it can serve no more: too many targets have failed.
   virtual std::optional<Error> failure() const = 0;
   /// Its metrics in Prometheus' text format; `rpc` adds those of the server.

@@ -11,6 +11,7 @@
 #include "proto/rt/sync.h"
 #include "server/coordinator/changes.h"
 #include "server/coordinator/coordinator.h"
+#include "server/coordinator/membership_bugs.h"
 
 namespace cairn::server {
 
@@ -24,10 +25,7 @@ namespace cairn::server {
 /// source:   protocol.md 1; ARCHITECTURE.md, "Several data directories"
 class Membership {
  public:
-  struct Bugs {
-    bool acknowledge_before_map = false;  // planted: what a failed member lacks is acknowledged before the map says so
-  };
-  Membership(rt::Runtime runtime, TargetSet& targets, Coordinator& coordinator, Bugs bugs)
+  Membership(rt::Runtime runtime, TargetSet& targets, Coordinator& coordinator, MembershipBugs bugs)
       : runtime_(runtime),
         targets_(targets),
         coordinator_(coordinator),
@@ -85,7 +83,7 @@ class Membership {
   rt::Runtime runtime_;
   TargetSet& targets_;
   Coordinator& coordinator_;
-  Bugs bugs_;
+  MembershipBugs bugs_;
   rt::Semaphore turn_;
   rt::Signal changed_;
   rt::Scope background_;

@@ -8,53 +8,15 @@
 #include <utility>
 
 #include "storage/index/fields.h"
+#include "storage/record_store/layout.h"
 
 namespace cairn::storage {
 namespace {
 
-/// Table kRecords. Key: group 2 big-endian, then the record's key. Value:
-///
-/// offset size meaning
-///      0    4 version: loss           (all little-endian)
-///      4    8 version: epoch
-///     12    8 version: seq
-///     20      the record's bytes
-constexpr std::size_t kVersionBytes = 20;
-
-/// Table kMeta. Key: "group." then group 2 big-endian. Value: the version (20 bytes, as above) of the group's last
-/// change, written in the same batch as the change. Its seq only grows: no version is used twice.
 constexpr std::string_view kGroupKeyPrefix = "group.";
 
 /// Transactions of one group that share one commit.
 constexpr std::size_t kGatherBytesMax = 4 * 1024 * 1024;
-
-std::string record_key(HomeGroup group, std::string_view key) {
-  std::string out;
-  out.reserve(2 + key.size());
-  put_key_field(out, group);
-  out += key;
-  return out;
-}
-
-std::string group_key(HomeGroup group) {
-  std::string out(kGroupKeyPrefix);
-  put_key_field(out, group);
-  return out;
-}
-
-void put_version(std::string& out, const Version& version) {
-  put_field(out, version.loss);
-  put_field(out, version.epoch);
-  put_field(out, version.seq);
-}
-
-Result<Version> get_version(std::string_view value) {
-  if (value.size() < kVersionBytes)
-    return fail(Errc::kDataLoss, std::to_string(value.size()) + " bytes are too few for a version");
-  return Version{.loss = get_field<std::uint32_t>(value, 0),
-                 .epoch = get_field<std::uint64_t>(value, 4),
-                 .seq = get_field<std::uint64_t>(value, 12)};
-}
 
 std::string text_of_group(HomeGroup group) {
   return "group " + std::to_string(group);
@@ -69,13 +31,6 @@ Result<Record> decode_record(HomeGroup group, std::string key, std::string_view 
 std::string text_of_version(const Version& version) {
   if (!version.exists()) return "absent";
   return std::to_string(version.loss) + "." + std::to_string(version.epoch) + "." + std::to_string(version.seq);
-}
-
-/// The first key after all that start with `prefix`; empty: there is none.
-std::string after_prefix(std::string prefix) {
-  while (!prefix.empty() && prefix.back() == '\xff') prefix.pop_back();
-  if (!prefix.empty()) prefix.back() = static_cast<char>(static_cast<unsigned char>(prefix.back()) + 1);
-  return prefix;
 }
 
 std::size_t bytes_of_changes(const Transaction& transaction) {
@@ -121,8 +76,7 @@ Result<void> check(const Transaction& transaction) {
 
 class Records final : public RecordStore {
  public:
-  Records(rt::Runtime runtime, Index& index, Committer& committer)
-      : loop_(runtime.loop), index_(index), committer_(committer), scope_(runtime.loop) {}
+  Records(rt::Runtime runtime, RecordMedium& medium) : loop_(runtime.loop), medium_(medium), scope_(runtime.loop) {}
 
   void set_epoch(std::uint32_t loss, std::uint64_t epoch_count) override {
     loss_ = loss;
@@ -141,7 +95,7 @@ class Records final : public RecordStore {
 
   Task<std::optional<Record>> get(HomeGroup number, std::string key) override {
     CO_TRY(auto reading, co_await start_reading(number));
-    CO_TRY(auto value, co_await index_.get(Table::kRecords, record_key(number, key)));
+    CO_TRY(auto value, co_await medium_.get(Table::kRecords, record_key(number, key)));
     if (!value) co_return std::nullopt;
     CO_TRY(auto record, decode_record(number, std::move(key), *value));
     co_return record;
@@ -154,7 +108,7 @@ class Records final : public RecordStore {
     auto to = after_prefix(record_key(number, prefix));
     std::vector<Record> records;
     if (!to.empty() && from >= to) co_return records;  // `after` lies behind the prefix
-    CO_TRY(auto entries, co_await index_.scan(Table::kRecords, std::move(from), std::move(to), limit));
+    CO_TRY(auto entries, co_await medium_.scan(Table::kRecords, std::move(from), std::move(to), limit));
     records.reserve(entries.size());
     for (auto& entry : entries) {
       CO_TRY(auto record, decode_record(number, entry.key.substr(2), entry.value));
@@ -162,6 +116,10 @@ class Records final : public RecordStore {
     }
     co_return records;
   }
+
+  Task<rt::Semaphore::Lease> hold(HomeGroup number) override { return start_reading(number); }
+
+  Result<void> usable() const override { return medium_.usable(); }
 
   Task<void> close() override {
     closing_ = true;
@@ -227,7 +185,7 @@ class Records final : public RecordStore {
   static Task<void> carry_out(Records& self, Group& group, std::vector<Waiting>& round) {
     if (group.failure) co_return fail(*group.failure);
     if (!group.last) {
-      CO_TRY(auto stored, co_await self.index_.get(Table::kMeta, group_key(group.number)));
+      CO_TRY(auto stored, co_await self.medium_.get(Table::kMeta, group_key(group.number)));
       auto version = stored ? get_version(*stored) : Result<Version>(Version{});
       if (!version) co_return fail(std::move(version).error().with(text_of_group(group.number) + " sequence"));
       group.last = *version;
@@ -265,12 +223,14 @@ class Records final : public RecordStore {
     }
 
     if (!batch.empty()) {
-      CO_CHECK_OK(usable(self));
+      // A medium that failed before makes no change uncertain: reads go on.
+      CO_CHECK_OK(self.medium_.usable());
       std::string version;
       put_version(version, last);
       batch.put(Table::kMeta, group_key(group.number), std::move(version));
       CO_TRY(auto alone, co_await group.gate.acquire(kGateAll));
-      auto committed = co_await self.committer_.commit(std::move(batch));
+      auto committed = co_await self.medium_.commit(
+          {.group = group.number, .before = *group.last, .after = last, .changes = std::move(batch)});
       if (!committed) {
         group.failure = std::move(committed).error();
         co_return fail(*group.failure);
@@ -279,13 +239,6 @@ class Records final : public RecordStore {
     }
     for (auto& [i, answer] : answers) round[i].answer.set(std::move(answer));
     co_return {};
-  }
-
-  /// A target that failed before makes no change uncertain: reads go on.
-  static Result<void> usable(Records& self) {
-    if (auto& failure = self.committer_.failure())
-      return fail(Errc::kFailed, "the target has failed: " + failure->message);
-    return {};
   }
 
   struct Conflict {
@@ -300,7 +253,7 @@ class Records final : public RecordStore {
       if (own != pending.end()) {
         found = own->second;
       } else {
-        CO_TRY(auto value, co_await self.index_.get(Table::kRecords, record_key(group.number, compare.key)));
+        CO_TRY(auto value, co_await self.medium_.get(Table::kRecords, record_key(group.number, compare.key)));
         if (value) {
           auto version = get_version(*value);
           if (!version)
@@ -318,8 +271,7 @@ class Records final : public RecordStore {
   }
 
   rt::Loop& loop_;
-  Index& index_;
-  Committer& committer_;
+  RecordMedium& medium_;
   std::uint32_t loss_ = 0;
   std::uint64_t epoch_ = 0;
   bool closing_ = false;
@@ -329,8 +281,71 @@ class Records final : public RecordStore {
 
 }  // namespace
 
-Task<std::unique_ptr<RecordStore>> RecordStore::open(rt::Runtime runtime, Index& index, Committer& committer) {
-  co_return std::make_unique<Records>(runtime, index, committer);
+std::string record_key(HomeGroup group, std::string_view key) {
+  std::string out;
+  out.reserve(2 + key.size());
+  put_key_field(out, group);
+  out += key;
+  return out;
+}
+
+std::string group_key(HomeGroup group) {
+  std::string out(kGroupKeyPrefix);
+  put_key_field(out, group);
+  return out;
+}
+
+void put_version(std::string& out, const Version& version) {
+  put_field(out, version.loss);
+  put_field(out, version.epoch);
+  put_field(out, version.seq);
+}
+
+Result<Version> get_version(std::string_view value) {
+  if (value.size() < kVersionBytes)
+    return fail(Errc::kDataLoss, std::to_string(value.size()) + " bytes are too few for a version");
+  return Version{.loss = get_field<std::uint32_t>(value, 0),
+                 .epoch = get_field<std::uint64_t>(value, 4),
+                 .seq = get_field<std::uint64_t>(value, 12)};
+}
+
+std::string after_prefix(std::string prefix) {
+  while (!prefix.empty() && prefix.back() == '\xff') prefix.pop_back();
+  if (!prefix.empty()) prefix.back() = static_cast<char>(static_cast<unsigned char>(prefix.back()) + 1);
+  return prefix;
+}
+
+std::unique_ptr<RecordStore> RecordStore::open(rt::Runtime runtime, RecordMedium& medium) {
+  return std::make_unique<Records>(runtime, medium);
+}
+
+namespace {
+
+class OneIndex final : public RecordMedium {
+ public:
+  OneIndex(Index& index, Committer& committer) : index_(index), committer_(committer) {}
+  Task<std::optional<std::string>> get(Table table, std::string key) override {
+    return index_.get(table, std::move(key));
+  }
+  Task<std::vector<IndexEntry>> scan(Table table, std::string from, std::string to, std::size_t limit) override {
+    return index_.scan(table, std::move(from), std::move(to), limit);
+  }
+  Task<void> commit(RecordRound round) override { return committer_.commit(std::move(round.changes)); }
+  Result<void> usable() const override {
+    if (const auto& failure = committer_.failure())
+      return fail(Errc::kFailed, "the target has failed: " + failure->message);
+    return {};
+  }
+
+ private:
+  Index& index_;
+  Committer& committer_;
+};
+
+}  // namespace
+
+std::unique_ptr<RecordMedium> make_record_medium(Index& index, Committer& committer) {
+  return std::make_unique<OneIndex>(index, committer);
 }
 
 }  // namespace cairn::storage

@@ -9,6 +9,7 @@
 
 #include "proto/common/ids.h"
 #include "proto/rt/seams.h"
+#include "proto/rt/sync.h"
 #include "storage/committer/committer.h"
 #include "storage/index/index.h"
 
@@ -32,18 +33,36 @@ struct Transaction {
   std::vector<std::string> deletes;
 };
 
-/// Records of the home groups of one target, as their only member: versions, transactions, and the group's sequence.
-/// A transaction is evaluated on applied state plus those before it, gets the next (epoch, seq) of its group, and is
-/// answered when durable; transactions of one group are ordered, those of different groups share commits.
-///
-/// The log of protocol.md 2 is not needed with one member; table kLog is kept free for it.
+/// What one commit of a home group changes. One group's rounds come one after the other.
+struct RecordRound {
+  HomeGroup group = 0;
+  Version before, after;  // of the group's last change
+  Batch changes;          // in the tables kRecords and kMeta
+};
+
+/// Where records lie: an index, or several that are kept equal.
+class RecordMedium {
+ public:
+  virtual ~RecordMedium() = default;
+  virtual Task<std::optional<std::string>> get(Table table, std::string key) = 0;
+  virtual Task<std::vector<IndexEntry>> scan(Table table, std::string from, std::string to, std::size_t limit) = 0;
+  /// Durable, wherever the records lie, when it returns ok. Else the outcome is unknown.
+  virtual Task<void> commit(RecordRound round) = 0;
+  /// An error: nothing can be committed any more.
+  virtual Result<void> usable() const = 0;
+};
+
+/// Records of the home groups: versions, transactions, and the group's sequence. A transaction is evaluated on applied
+/// state plus those before it, gets the next (epoch, seq) of its group, and is answered when durable; transactions of
+/// one group are ordered, those of different groups share commits.
 class RecordStore {
  public:
   static constexpr std::size_t kKeyBytesMax = 4 * 1024;
   static constexpr std::size_t kValueBytesMax = 64 * 1024;
   static constexpr std::size_t kTransactionBytesMax = 16 * 1024 * 1024;  // keys and values together
 
-  static Task<std::unique_ptr<RecordStore>> open(rt::Runtime runtime, Index& index, Committer& committer);
+  /// One at a time for the same records: it remembers their sequences. Lifetime: `medium` outlives it.
+  static std::unique_ptr<RecordStore> open(rt::Runtime runtime, RecordMedium& medium);
   virtual ~RecordStore() = default;
 
   /// The epoch under which versions of all groups are written from now on (set from the map).
@@ -59,8 +78,15 @@ class RecordStore {
   virtual Task<std::optional<Record>> get(HomeGroup group, std::string key) = 0;
   /// Records with prefix, key > after (empty: all), at most `limit`, in key order.
   virtual Task<std::vector<Record>> scan(HomeGroup group, std::string prefix, std::string after, std::size_t limit) = 0;
+  /// While the lease is held no change of the group is committed, and none is half done. errors: as get()
+  virtual Task<rt::Semaphore::Lease> hold(HomeGroup group) = 0;
+  /// An error: no change can be made any more.
+  virtual Result<void> usable() const = 0;
   /// Waits for transactions under way; later calls fail.
   virtual Task<void> close() = 0;
 };
+
+/// One index, with its committer. Lifetime: both outlive it.
+std::unique_ptr<RecordMedium> make_record_medium(Index& index, Committer& committer);
 
 }  // namespace cairn::storage

@@ -110,7 +110,8 @@ class OpenTarget final : public Target {
     options.chunks.segment_bytes = superblock_.segment_bytes;
     CO_TRY(chunks_, co_await ChunkStore::open(runtime, *disk_, *index_, *committer_, units, superblock_.incarnation,
                                               options.chunks, options.bugs));
-    CO_TRY(records_, co_await RecordStore::open(runtime, *index_, *committer_));
+    medium_ = make_record_medium(*index_, *committer_);
+    records_ = RecordStore::open(runtime, *medium_);
     co_return {};
   }
 
@@ -158,6 +159,7 @@ class OpenTarget final : public Target {
   Superblock superblock_;
   std::unique_ptr<Committer> committer_;
   std::unique_ptr<ChunkStore> chunks_;
+  std::unique_ptr<RecordMedium> medium_;
   std::unique_ptr<RecordStore> records_;
 };
 

@@ -45,6 +45,7 @@ class Target {
   virtual Index& index() = 0;
   virtual Committer& committer() = 0;
   virtual ChunkStore& chunks() = 0;
+  /// Records that lie on this target alone; not for groups with a map, whose members are several targets.
   virtual RecordStore& records() = 0;
   /// Waits for operations in flight. Await it before destroying, unless the process dies.
   virtual Task<void> close() = 0;

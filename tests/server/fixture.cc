@@ -186,7 +186,7 @@ Result<std::string> Fixture::read(ChunkId id, std::uint32_t offset, std::uint32_
 std::uint64_t Fixture::records(std::string_view prefix) {
   std::uint64_t count = 0;
   for (HomeGroup group = 0; group < kHomeGroups; ++group)
-    count += run(target->records().scan(group, std::string(prefix), "", 1000)).value().size();
+    count += run(daemon->records().scan(group, std::string(prefix), "", 1000)).value().size();
   return count;
 }
 

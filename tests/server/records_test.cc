@@ -9,7 +9,7 @@ using namespace cairn::server;
 namespace {
 
 void put_raw(Fixture& f, HomeGroup group, const std::string& key) {
-  REQUIRE(f.run(f.target->records().apply({.group = group, .compares = {}, .puts = {{key, key}}, .deletes = {}})));
+  REQUIRE(f.run(f.daemon->records().apply({.group = group, .compares = {}, .puts = {{key, key}}, .deletes = {}})));
 }
 
 Task<std::vector<std::string>> all_keys(storage::RecordStore& records, std::string prefix, std::string after) {
@@ -34,14 +34,14 @@ TEST_CASE("records: a merged scan gives every key of all groups, once and sorted
   }
   put_raw(f, 3, "w/other");
   std::sort(keys.begin(), keys.end());
-  CHECK(f.run(all_keys(f.target->records(), "x/", "")).value() == keys);
+  CHECK(f.run(all_keys(f.daemon->records(), "x/", "")).value() == keys);
   const std::vector<std::string> rest(keys.begin() + 251, keys.end());
-  CHECK(f.run(all_keys(f.target->records(), "x/", keys[250])).value() == rest);
+  CHECK(f.run(all_keys(f.daemon->records(), "x/", keys[250])).value() == rest);
 }
 
 TEST_CASE("records: the last key of a prefix is found among any steps", "[server]") {
   Fixture f;
-  const auto last = [&] { return f.run(last_of(f.target->records(), 9, step_prefix("b", "r"))).value(); };
+  const auto last = [&] { return f.run(last_of(f.daemon->records(), 9, step_prefix("b", "r"))).value(); };
   CHECK_FALSE(last());
   put_raw(f, 9, step_key("b", "r2", 99));
   CHECK_FALSE(last());
@@ -57,7 +57,7 @@ TEST_CASE("records: the last key of a prefix is found among any steps", "[server
 
 TEST_CASE("records: a value that is no message is data loss, with its key", "[server]") {
   Fixture f;
-  REQUIRE(f.run(f.target->records().apply(
+  REQUIRE(f.run(f.daemon->records().apply(
       {.group = bucket_group("b"), .compares = {}, .puts = {{bucket_key("b"), "\xff\xff\xff"}}, .deletes = {}})));
   wire::BucketShow show;
   show.set_bucket("b");
