@@ -55,6 +55,8 @@ std::string_view name_of(Method method) {
       return "object_list";
     case Method::kObjectRemove:
       return "object_remove";
+    case Method::kObjectAbort:
+      return "object_abort";
     case Method::kOpenRun:
       return "open_run";
     case Method::kBegin:

@@ -44,6 +44,7 @@ enum class Method : std::uint16_t {
   kObjectStat = 32,
   kObjectList = 33,
   kObjectRemove = 34,
+  kObjectAbort = 35,
   kOpenRun = 40,
   kBegin = 41,
   kSeal = 42,

@@ -42,7 +42,6 @@ Result<void> check_policy(const ClusterMap& map, const std::string& bucket, cons
     return bad(" with " + std::to_string(policy.copies()) + " copies: this daemon has " +
                std::to_string(map.targets.size()) + " data directories, so at most " + std::to_string(most) +
                "; give it more with --data");
-  if (policy.quota_bytes() != 0) return bad(": quotas are not supported");
   constexpr std::uint32_t kDaysMax = 36'500;
   if (policy.keep_days() > kDaysMax)
     return bad(": keep-days " + std::to_string(policy.keep_days()) + " is above " + std::to_string(kDaysMax));
@@ -65,14 +64,6 @@ Result<void> check_meant(const std::string& bucket, std::uint64_t id, const reco
   return fail(Errc::kNotFound, "bucket '" + bucket + "' has been removed, and made again since");
 }
 
-void fill(const std::string& bucket, const records::Bucket& record, wire::BucketInfo& out) {
-  out.set_bucket(bucket);
-  out.set_id(record.id());
-  out.set_revision(record.revision());
-  *out.mutable_policy() = record.policy();
-  out.set_created_unix_nanos(record.created_unix_nanos());
-}
-
 std::string readable(std::string_view key) {
   std::string text(key);
   for (auto& c : text)
@@ -81,6 +72,19 @@ std::string readable(std::string_view key) {
 }
 
 }  // namespace
+
+void Buckets::fill(const std::string& bucket, const records::Bucket& record, wire::BucketInfo& out) const {
+  out.set_bucket(bucket);
+  out.set_id(record.id());
+  out.set_revision(record.revision());
+  *out.mutable_policy() = record.policy();
+  out.set_created_unix_nanos(record.created_unix_nanos());
+  const auto usage = usage_.of(bucket);
+  out.set_used_bytes(usage.used_bytes);
+  out.set_objects(usage.objects);
+  out.set_steps(usage.steps);
+  out.set_reserved_bytes(usage.reserved_bytes);
+}
 
 Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
   CO_CHECK_OK(check_bucket_name(request.bucket()));
@@ -96,6 +100,7 @@ Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
     co_return fail(Errc::kExists, "bucket '" + request.bucket() + "' exists already");
   }
+  usage_.quota_is(request.bucket(), record.policy().quota_bytes());
   co_return wire::Empty();
 }
 
@@ -184,6 +189,7 @@ Task<wire::BucketInfo> Buckets::set(wire::BucketSet request) {
     Edit edit(bucket_group(bucket));
     edit.unchanged(bucket_key(bucket), record.version).put(bucket_key(bucket), record.value);
     CO_CHECK_OK(co_await edit.apply(records_));
+    usage_.quota_is(bucket, policy.quota_bytes());
   }
   fill(bucket, record.value, reply);
   co_return std::move(reply);
@@ -200,6 +206,7 @@ Task<wire::Empty> Buckets::remove(wire::BucketRemove request) {
   Edit edit(bucket_group(bucket));
   edit.erase(bucket_key(bucket));
   CO_CHECK_OK(co_await edit.apply(records_));
+  usage_.forget(bucket);
   co_return wire::Empty();
 }
 

@@ -8,6 +8,7 @@
 #include "proto/rt/seams.h"
 #include "proto/rt/sync.h"
 #include "server/coordinator/coordinator.h"
+#include "server/usage/usage.h"
 #include "storage/record_store/record_store.h"
 
 namespace cairn::wire {
@@ -20,6 +21,9 @@ class BucketSet;
 class BucketShow;
 class Empty;
 }  // namespace cairn::wire
+namespace cairn::records {
+class Bucket;
+}
 
 namespace cairn::server {
 
@@ -31,8 +35,8 @@ class Buckets {
   struct State;
 
  public:
-  Buckets(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator)
-      : runtime_(runtime), records_(records), coordinator_(coordinator) {}
+  Buckets(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Usage& usage)
+      : runtime_(runtime), records_(records), coordinator_(coordinator), usage_(usage) {}
 
   /// errors: kInvalid  name or policy, also more copies than there are targets;  kExists
   Task<wire::Empty> create(wire::BucketCreate request);
@@ -40,8 +44,9 @@ class Buckets {
   Task<wire::BucketInfo> show(wire::BucketShow request);
   /// All, by name.
   Task<wire::BucketListReply> list(wire::BucketList request);
-  /// Changes the policy. Nothing is removed by the policy before any more once this is answered.
-  /// errors: kNotFound  also when the bucket meant is gone;  kConflict  changed since it was shown;  kInvalid
+  /// Changes the policy. A quota below what the bucket holds keeps what is there and refuses more. Nothing is removed
+  /// by the policy before any more once this is answered. errors: kNotFound  also when the bucket meant is gone;
+  /// kConflict  changed since it was shown;  kInvalid
   Task<wire::BucketInfo> set(wire::BucketSet request);
   /// Removes an empty bucket: one without objects, steps and open attempts. Records of its runs go with it.
   /// errors: kNotFound  also when the bucket meant is gone;  kConflict  names something that is in it
@@ -70,10 +75,12 @@ class Buckets {
   Task<std::unique_ptr<Alone>> alone(std::string bucket);
   Task<void> check_empty(std::string bucket);
   Task<void> forget_runs(std::string bucket);
+  void fill(const std::string& bucket, const records::Bucket& record, wire::BucketInfo& out) const;
 
   rt::Runtime runtime_;
   storage::RecordStore& records_;
   const Coordinator& coordinator_;
+  Usage& usage_;
   std::map<std::string, std::weak_ptr<State>> in_use_;
 };
 

@@ -99,6 +99,7 @@ Checkpoints::LivePtr Checkpoints::ensure_live(const records::Attempt& attempt, s
   live->restart = attempt.launch().restart();
   live->began = runtime_.loop.now();
   owners_.opened(*owner, Owners::Kind::kAttempt);
+  usage_.opened(*owner, live->bucket);
   return live;
 }
 
@@ -111,6 +112,7 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
 
   LivePtr live;
   bool sealed = false;
+  std::uint64_t replaces_bytes = 0;
   for (;;) {
     CO_TRY(const auto run, co_await load<records::Run>(records_, group, run_key(bucket, run_name)));
     if (!run.exists()) co_return fail(Errc::kNotFound, name_of(request) + ": nobody has opened the run");
@@ -121,7 +123,12 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
       co_return fail(fenced(name_of(request), text(request.launch()), run_epoch, run.value));
 
     const auto key = attempt_key(bucket, run_name, run_epoch, request.step());
+    CO_CHECK_OK(refused_before(request, key));
+    CO_CHECK_OK(co_await usage_.look());
     CO_TRY(auto attempt, co_await load<records::Attempt>(records_, group, key));
+    CO_TRY(const auto present,
+           co_await load<records::Step>(records_, group, step_key(bucket, run_name, request.step())));
+    replaces_bytes = present.value.info().data_bytes();
     const auto ends = ends_;
     Edit edit(group);
     edit.unchanged(run_key(bucket, run_name), run.version).unchanged(key, attempt.version);
@@ -131,18 +138,11 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
       CO_TRY(const auto seal, co_await records_.get(group, seal_key(owner, request.rank())));
       sealed = seal.has_value();
     } else {
-      CO_TRY(const auto step, co_await records_.get(group, step_key(bucket, run_name, request.step())));
-      if (step && !request.overwrite())
+      if (present.exists() && !request.overwrite())
         co_return fail(Errc::kExists,
                        name_of(request) + ": the step is committed already; say overwrite to replace it");
-      if (step) {
-        records::Step present;
-        CO_CHECK_OK(parse_record(*step, present));
-        if (present.info().pinned()) co_return fail(pinned(bucket, run_name, request.step()).with(name_of(request)));
-      }
-      if (const auto free = target_.chunks().stats().free_bytes; request.declared_bytes() > free)
-        co_return fail(Errc::kNoSpace, name_of(request) + ": " + std::to_string(request.declared_bytes()) +
-                                           " bytes declared, " + std::to_string(free) + " bytes free");
+      if (present.value.info().pinned())
+        co_return fail(pinned(bucket, run_name, request.step()).with(name_of(request)));
       const auto& map = *coordinator_.map();
       const auto owner =
           OwnerId::make(group, map.find(true, group)->loss, runtime_.random.next(), runtime_.random.next());
@@ -174,6 +174,7 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
     break;
   }
 
+  if (!sealed) CO_CHECK_OK(reserve(live, request, replaces_bytes));
   live->heard[request.rank()] = runtime_.loop.now();
   wire::BeginReply reply;
   reply.set_owner(std::string(live->owner.view()));
@@ -182,6 +183,31 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
   reply.set_heartbeat_millis(static_cast<std::uint32_t>(std::max<std::int64_t>(beat, 1)));
   reply.set_sealed(sealed);
   co_return std::move(reply);
+}
+
+Result<void> Checkpoints::reserve(const LivePtr& live, const wire::Begin& begin, std::uint64_t replaces_bytes) {
+  auto reserved = usage_.declare(live->owner, begin.rank(), begin.declared_bytes(), replaces_bytes);
+  if (reserved) return {};
+  auto why = std::move(reserved).error().with(name_of(begin));
+  // Ranks that are there learn it from the attempt, those that come later from this.
+  const auto key = attempt_key(live->bucket, live->run, live->run_epoch, live->step);
+  Refusal refusal{.why = why, .told = {begin.rank()}, .until = runtime_.loop.now() + options_.join_max};
+  for (const auto& [rank, heard] : live->heard) refusal.told.insert(rank);
+  if (refusal.told.size() < live->world_size) refused_[key] = std::move(refusal);
+  spawn_fail(live, why);
+  return fail(std::move(why));
+}
+
+Result<void> Checkpoints::refused_before(const wire::Begin& begin, const std::string& attempt) {
+  const auto found = refused_.find(attempt);
+  if (found == refused_.end()) return {};
+  if (!found->second.told.insert(begin.rank()).second) {
+    refused_.erase(found);
+    return {};
+  }
+  auto why = found->second.why;
+  if (found->second.told.size() == begin.world_size()) refused_.erase(found);
+  return fail(std::move(why));
 }
 
 Task<void> Checkpoints::why_ended(OwnerId owner) {
@@ -332,8 +358,9 @@ Task<wire::Empty> Checkpoints::abort(wire::Abort request) {
     if (!live && tries == kTries) live = ensure_live(found->attempt.value, request.bucket(), request.run());
     if (live) {
       CO_CHECK_OK(co_await fail_attempt(
-          live, {Errc::kAttemptFailed, live->name() + ": rank " + std::to_string(request.rank()) +
-                                           " gave up: " + printable(request.reason(), kReasonBytesMax)}));
+          live, {request.code() == static_cast<int>(Errc::kNoSpace) ? Errc::kNoSpace : Errc::kAttemptFailed,
+                 live->name() + ": rank " + std::to_string(request.rank()) +
+                     " gave up: " + printable(request.reason(), kReasonBytesMax)}));
       co_return wire::Empty();
     }
     co_await runtime_.loop.sleep(kBetween);
@@ -346,6 +373,7 @@ Task<wire::Empty> Checkpoints::heartbeat(wire::Heartbeat request) {
     if (request.rank() >= live->world_size)
       co_return fail(Errc::kInvalid, "heartbeat of rank " + std::to_string(request.rank()) + ": no such rank");
     live->heard[request.rank()] = runtime_.loop.now();
+    usage_.declared_before(owner, request.rank(), request.declared_bytes());
     co_return wire::Empty();
   }
   CO_CHECK_OK(co_await find(request.bucket(), request.run(), owner));

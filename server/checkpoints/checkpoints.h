@@ -18,6 +18,7 @@
 #include "server/readers/readers.h"
 #include "server/records/owners.h"
 #include "server/records/records.h"
+#include "server/usage/usage.h"
 #include "storage/target/target.h"
 
 namespace cairn::wire {
@@ -72,7 +73,8 @@ class Checkpoints {
     SaveBugs bugs;
   };
   Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records, rt::UnitPool& units,
-              const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers, Options options);
+              const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers, Usage& usage,
+              Options options);
   ~Checkpoints();
 
   /// Finds the attempts that an earlier process left; merges those that are fully sealed. Before any call.
@@ -96,6 +98,7 @@ class Checkpoints {
   /// errors: kFenced   not the launch and run_epoch that has the run: names both
   ///         kInvalid  another world size, or other options, than the attempt has: names both
   ///         kExists   the step is committed, and overwrite was not said
+  ///         kNoSpace what is declared fits neither quota nor disk: the attempt fails for all its ranks
   Task<wire::BeginReply> begin(wire::Begin request);
   /// May be repeated. errors: kFenced;  kConflict  sealed before with another manifest;  what the attempt failed of
   Task<wire::Empty> seal(wire::Seal request);
@@ -172,10 +175,15 @@ class Checkpoints {
   Task<void> fail_attempt(LivePtr live, Error why);
   Task<void> erase_seals(OwnerId owner);
   void end(const LivePtr& live);
+  /// Reserves what the rank has declared. errors: kNoSpace  and the attempt fails
+  Result<void> reserve(const LivePtr& live, const wire::Begin& begin, std::uint64_t replaces_bytes);
+  Result<void> refused_before(const wire::Begin& begin, const std::string& attempt);
 
   /// `owners`: of the steps that are meant; empty: all.
+  /// `removed`: the bytes of each step that goes, for steps_removed() once the transaction is done.
   Task<void> add_discards(std::string bucket, std::string run, std::uint64_t after, std::set<std::string> owners,
-                          Edit& edit);
+                          Edit& edit, std::vector<std::uint64_t>& removed);
+  void steps_removed(const std::string& bucket, const std::vector<std::uint64_t>& removed);
   Task<std::optional<storage::Record>> highest_step(std::string bucket, std::string run);
 
   void rank_sealed(const LivePtr& live, std::uint32_t rank);
@@ -194,10 +202,18 @@ class Checkpoints {
   Buckets& buckets_;
   Owners& owners_;
   Readers& readers_;
+  Usage& usage_;
   Options options_;
   std::map<OwnerId, LivePtr> live_;
   std::map<OwnerId, rt::TimePoint> failed_;  // when they are forgotten
-  std::uint64_t ends_ = 0;                   // so that what was read before an end is not taken for open after it
+  /// A rank found no room before the others came: they are told, instead of waiting for it. By the attempt's key.
+  struct Refusal {
+    Error why;
+    std::set<std::uint32_t> told;  // ranks; when one of them comes again, it is a new try
+    rt::TimePoint until;
+  };
+  std::map<std::string, Refusal> refused_;
+  std::uint64_t ends_ = 0;  // so that what was read before an end is not taken for open after it
   Stats stats_;
   bool draining_ = false;
   rt::Semaphore merge_memory_;

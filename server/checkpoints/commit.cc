@@ -184,6 +184,8 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
         co_return fail(Errc::kDataLoss,
                        "data group " + std::to_string(kFirstDataGroup + i) + " lost chunks since it began");
 
+    CO_CHECK_OK(usage_.admit(live->owner, written.totals.bytes, before.value.info().data_bytes()));
+
     records::Step step;
     auto& info = *step.mutable_info();
     info.set_step(live->step);
@@ -226,6 +228,8 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     edit.put(step_at, step).put(owner_at, owner.value).erase(attempt_at);
     auto done = co_await edit.apply(records_);
     if (done) {
+      if (before.exists()) usage_.removed(live->bucket, Usage::Kind::kStep, before.value.info().data_bytes());
+      usage_.added(live->bucket, Usage::Kind::kStep, written.totals.bytes);
       readers_.hidden(group);
       co_return {};
     }

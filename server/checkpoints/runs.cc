@@ -14,7 +14,6 @@ namespace cairn::server {
 namespace {
 
 constexpr std::size_t kJobBytesMax = 128;
-constexpr std::uint32_t kListMax = 1000;
 
 std::string text(RunEpoch epoch) {
   return "run_epoch " + std::to_string(epoch.loss) + "." + std::to_string(epoch.count);
@@ -66,6 +65,7 @@ Task<wire::OpenRunReply> Checkpoints::open_run(wire::OpenRun request) {
     }
 
     Edit edit(group);
+    std::vector<std::uint64_t> removed;
     edit.unchanged(key, run.version);
     take_over(run.value, request.launch());
     set_epoch({.loss = loss, .count = held.count + 1}, *run.value.mutable_run_epoch());
@@ -79,7 +79,7 @@ Task<wire::OpenRunReply> Checkpoints::open_run(wire::OpenRun request) {
                        what + ": step " + std::to_string(request.resume().step()) + " to resume from does not exist");
       *run.value.mutable_resume() = request.resume();
       if (request.discard_after())
-        CO_CHECK_OK(co_await add_discards(bucket, run_name, request.resume().step(), {}, edit));
+        CO_CHECK_OK(co_await add_discards(bucket, run_name, request.resume().step(), {}, edit, removed));
     } else {
       // A commit or removal meanwhile changes the run's record, and the compare of its version fails.
       CO_TRY(const auto highest, co_await highest_step(bucket, run_name));
@@ -89,6 +89,7 @@ Task<wire::OpenRunReply> Checkpoints::open_run(wire::OpenRun request) {
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;
     if (!done) co_return fail(std::move(done).error().with(what));
+    steps_removed(bucket, removed);
     readers_.hidden(group);
 
     // Attempts of older launches can never commit; their ranks learn it at once. What is being merged ends by itself.

@@ -12,6 +12,7 @@ struct SaveBugs {
   bool existing_unseen = false;    // a chunk id that came before is accepted without looking at what is stored
   bool absence_is_death = false;   // garbage: no answer, or one after a loss, counts as dead
   bool ask_once = false;           // garbage: the question is not asked again after the grace time
+  bool reservation_kept = false;   // what a failed attempt had reserved is not given back
   bool readers_unasked = false;    // what was removed is let go though readers are registered
   bool takeover_unwaited = false;  // ... or before readers of the process before could register again
   bool retention_greedy = false;   // retention looks neither at pins nor at the newest steps

@@ -27,7 +27,7 @@ Result<std::pair<std::string, std::string>> names_of_attempt(const std::string& 
 
 Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records,
                          rt::UnitPool& units, const Coordinator& coordinator, Buckets& buckets, Owners& owners,
-                         Readers& readers, Options options)
+                         Readers& readers, Usage& usage, Options options)
     : runtime_(runtime),
       target_(target),
       records_(records),
@@ -36,6 +36,7 @@ Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, storage::
       buckets_(buckets),
       owners_(owners),
       readers_(readers),
+      usage_(usage),
       options_(options),
       merge_memory_(runtime.loop, options.merge_memory_bytes),
       scope_(runtime.loop) {}
@@ -140,6 +141,7 @@ Task<void> Checkpoints::watch() {
     }
     if (!records_.usable()) continue;  // nothing can be written any more, and one log line said so
     fail_those([this](const Live& live) { return overdue(live); });
+    std::erase_if(refused_, [this](const auto& entry) { return runtime_.loop.now() >= entry.second.until; });
     if (auto forgotten = co_await forget_failed(); !forgotten)
       runtime_.log.write(rt::Level::kWarning, "checkpoints_forget_failed", {{"error", forgotten.error().message}});
   }
@@ -188,6 +190,7 @@ void Checkpoints::end(const LivePtr& live) {
   ++ends_;
   live_.erase(live->owner);
   owners_.ended(live->owner);
+  if (!options_.bugs.reservation_kept || !failed_.contains(live->owner)) usage_.ended(live->owner);
   live->changed.notify_all();
 }
 

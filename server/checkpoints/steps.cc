@@ -13,14 +13,7 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::uint32_t kListMax = 1000;
-constexpr std::size_t kListBytesMax = 512 * kKiB;  // half of what a message may have
-constexpr std::size_t kRemovedMax = 10'000;        // in one transaction
-
-Result<void> check_names(const std::string& bucket, const std::string& run) {
-  CHECK_OK(check_bucket_name(bucket));
-  return check_run_name(run);
-}
+constexpr std::size_t kRemovedMax = 10'000;  // in one transaction
 
 Result<records::Step> step_of(const storage::Record& record) {
   records::Step step;
@@ -31,7 +24,7 @@ Result<records::Step> step_of(const storage::Record& record) {
 /// Hides the step; its owner goes when nobody reads it any more.
 /// Returns false, and adds nothing, for a step that is not one of those meant. errors: kConflict  it is pinned
 Result<bool> add_removal(const storage::Record& record, const std::string& bucket, const std::string& run,
-                         const std::set<std::string>& owners, Edit& edit) {
+                         const std::set<std::string>& owners, Edit& edit, std::vector<std::uint64_t>& removed) {
   TRY(const auto step, step_of(record));
   if (!owners.empty() && !owners.contains(step.info().owner())) return false;
   if (step.info().pinned()) return fail(pinned(bucket, run, step.info().step()));
@@ -39,6 +32,7 @@ Result<bool> add_removal(const storage::Record& record, const std::string& bucke
   if (!owner) return fail(Errc::kDataLoss, "step record: " + owner.error().message);
   edit.unchanged(record.key, record.version).erase(record.key);
   Readers::hide(*owner, bucket, run, edit);
+  removed.push_back(step.info().data_bytes());
   return true;
 }
 
@@ -49,12 +43,12 @@ Task<std::optional<storage::Record>> Checkpoints::highest_step(std::string bucke
 }
 
 Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::uint64_t after,
-                                     std::set<std::string> owners, Edit& edit) {
+                                     std::set<std::string> owners, Edit& edit, std::vector<std::uint64_t>& removed) {
   constexpr std::size_t kPage = 64;
   std::size_t count = 0;
   for (auto key = step_key(bucket, run, after);;) {
     CO_TRY(const auto page, co_await records_.scan(home_group(bucket, run), step_prefix(bucket, run), key, kPage));
-    for (const auto& record : page) CO_CHECK_OK(add_removal(record, bucket, run, owners, edit));
+    for (const auto& record : page) CO_CHECK_OK(add_removal(record, bucket, run, owners, edit, removed));
     count += page.size();
     if (count > kRemovedMax)
       co_return fail(Errc::kInvalid, "more than " + std::to_string(kRemovedMax) + " steps to remove at once");
@@ -63,10 +57,14 @@ Task<void> Checkpoints::add_discards(std::string bucket, std::string run, std::u
   }
 }
 
+void Checkpoints::steps_removed(const std::string& bucket, const std::vector<std::uint64_t>& removed) {
+  for (const auto bytes : removed) usage_.removed(bucket, Usage::Kind::kStep, bytes);
+}
+
 Task<wire::StepInfo> Checkpoints::step_open(wire::StepOpen request, std::uint64_t connection) {
   const auto& bucket = request.bucket();
   const auto& run_name = request.run();
-  CO_CHECK_OK(check_names(bucket, run_name));
+  CO_CHECK_OK(check_run_of(bucket, run_name));
   const auto group = home_group(bucket, run_name);
   const auto what = "run '" + bucket + "/" + run_name + "'";
   for (std::string gone;;) {
@@ -107,7 +105,7 @@ Task<wire::StepInfo> Checkpoints::step_open(wire::StepOpen request, std::uint64_
 Task<wire::StepListReply> Checkpoints::step_list(wire::StepList request) {
   const auto& bucket = request.bucket();
   const auto& run_name = request.run();
-  CO_CHECK_OK(check_names(bucket, run_name));
+  CO_CHECK_OK(check_run_of(bucket, run_name));
   CO_CHECK_OK(co_await buckets_.use(bucket));
   const auto group = home_group(bucket, run_name);
   CO_TRY(const auto run, co_await records_.get(group, run_key(bucket, run_name)));
@@ -135,7 +133,7 @@ Task<wire::StepListReply> Checkpoints::step_list(wire::StepList request) {
 Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
   const auto& bucket = request.bucket();
   const auto& run_name = request.run();
-  CO_CHECK_OK(check_names(bucket, run_name));
+  CO_CHECK_OK(check_run_of(bucket, run_name));
   const auto what = "remove from run '" + bucket + "/" + run_name + "'";
   if (request.has_step() + request.has_after() + (request.steps_size() > 0) != 1 ||
       (request.steps_size() > 0 && request.steps_size() != request.owners_size()))
@@ -148,34 +146,35 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
     CO_TRY(const auto run, co_await load<records::Run>(records_, group, key));
     if (!run.exists()) co_return fail(Errc::kNotFound, what + ": it does not exist");
     Edit edit(group);
+    std::vector<std::uint64_t> removed;
     // The steps change, so the run's record does.
     edit.unchanged(key, run.version).put(key, run.value);
     if (request.has_step()) {
       CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.step().step())));
       if (!record)
         co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) + " is not committed");
-      CO_TRY(const bool meant, add_removal(*record, bucket, run_name, owners, edit));
+      CO_TRY(const bool meant, add_removal(*record, bucket, run_name, owners, edit, removed));
       if (!meant)
         co_return fail(Errc::kNotFound, what + ": step " + std::to_string(request.step().step()) +
                                             " has been removed, and saved again since");
     } else if (request.has_after()) {
-      CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), owners, edit));
+      CO_CHECK_OK(co_await add_discards(bucket, run_name, request.after().step(), owners, edit, removed));
     } else {
       std::set<std::uint64_t> seen;  // a step named twice is removed once
       for (int i = 0; i < request.steps_size(); ++i) {
         if (!seen.insert(request.steps(i)).second) continue;
         CO_TRY(const auto record, co_await records_.get(group, step_key(bucket, run_name, request.steps(i))));
-        if (record) CO_CHECK_OK(add_removal(*record, bucket, run_name, owners, edit));
+        if (record) CO_CHECK_OK(add_removal(*record, bucket, run_name, owners, edit, removed));
       }
     }
-    const auto removed = edit.erases();
-    if (removed == 0) co_return wire::StepRemoveReply();
+    if (removed.empty()) co_return wire::StepRemoveReply();
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;
     if (!done) co_return fail(std::move(done).error().with(what));
+    steps_removed(bucket, removed);
     readers_.hidden(group);
     wire::StepRemoveReply reply;
-    reply.set_removed(static_cast<std::uint32_t>(removed));
+    reply.set_removed(static_cast<std::uint32_t>(removed.size()));
     co_return std::move(reply);
   }
 }
@@ -183,7 +182,7 @@ Task<wire::StepRemoveReply> Checkpoints::step_remove(wire::StepRemove request) {
 Task<wire::StepInfo> Checkpoints::step_pin(wire::StepPin request) {
   const auto& bucket = request.bucket();
   const auto& run = request.run();
-  CO_CHECK_OK(check_names(bucket, run));
+  CO_CHECK_OK(check_run_of(bucket, run));
   const auto what = "run '" + bucket + "/" + run + "' step " + std::to_string(request.step());
   const auto group = home_group(bucket, run);
   const auto key = step_key(bucket, run, request.step());

@@ -31,11 +31,12 @@ Result<ChunkId> check_put(const wire::PutChunk& put) {
 
 }  // namespace
 
-ChunkService::ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, std::size_t reads_max,
-                           Options options)
+ChunkService::ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, Usage& usage,
+                           std::size_t reads_max, Options options)
     : runtime_(runtime),
       chunks_(chunks),
       owners_(owners),
+      usage_(usage),
       options_(options),
       reads_(runtime.loop, std::max<std::size_t>(reads_max, 1)) {
   if (options_.frame_bytes == 0) options_.frame_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
@@ -45,6 +46,9 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   CO_TRY(const auto id, check_put(request));
   CO_CHECK_OK(co_await owners_.check_open(id.owner));
   if (options_.existing_unseen && !seen_.insert(id).second) co_return {};
+  CO_CHECK_OK(co_await usage_.look());
+  auto charge = usage_.charge(id.owner, request.length());
+  if (!charge) co_return fail(std::move(charge).error().with("chunk " + id.text()));
   CO_TRY(const auto upload,
          co_await chunks_.start(id, request.length(), {request.block_crcs().begin(), request.block_crcs().end()}));
   if (!upload) co_return {};
@@ -70,7 +74,9 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   }
   CO_CHECK_OK(co_await writes.join());
   if (failure) co_return fail(*std::move(failure));
-  co_return co_await upload->finish();
+  CO_CHECK_OK(co_await upload->finish());
+  charge->keep();
+  co_return {};
 }
 
 /// One read under way. Shared with its task, which may outlive the wait for it.

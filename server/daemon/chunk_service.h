@@ -10,6 +10,7 @@
 #include "proto/rt/sync.h"
 #include "server/daemon/read_plan.h"
 #include "server/records/owners.h"
+#include "server/usage/usage.h"
 #include "storage/chunk_store/chunk_store.h"
 
 namespace cairn::wire {
@@ -34,7 +35,7 @@ class ChunkService {
     bool existing_unseen = false;   // planted bug: an id that came before is accepted without looking at what is stored
   };
   /// `reads_max`: pieces of all requests in memory.
-  ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, std::size_t reads_max,
+  ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
                Options options);
 
   /// Stores what the call's data frames bring; durable when it returns ok. The same chunk again is done at once.
@@ -59,6 +60,7 @@ class ChunkService {
   rt::Runtime runtime_;
   storage::ChunkStore& chunks_;
   Owners& owners_;
+  Usage& usage_;
   Options options_;
   rt::Semaphore reads_;
   std::set<ChunkId> seen_;  // only for the planted bug

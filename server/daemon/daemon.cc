@@ -39,14 +39,15 @@ class DaemonImpl final : public Daemon {
         records_(runtime, members_, options.membership_bugs),
         store_(storage::RecordStore::open(runtime, records_)),
         owners_(runtime.loop, *store_),
-        buckets_(runtime, *store_, *coordinator_),
+        usage_(runtime, *store_, first(targets).chunks(), options.usage),
+        buckets_(runtime, *store_, *coordinator_, usage_),
         readers_(runtime, *store_, reader_options(options)),
-        objects_(runtime, *store_, *coordinator_, buckets_, owners_, readers_, options.objects),
-        checkpoints_(runtime, first(targets), *store_, units, *coordinator_, buckets_, owners_, readers_,
+        objects_(runtime, *store_, *coordinator_, buckets_, owners_, readers_, usage_, options.objects),
+        checkpoints_(runtime, first(targets), *store_, units, *coordinator_, buckets_, owners_, readers_, usage_,
                      with_bugs(options)),
         liveness_(make_liveness(*store_, *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
-        chunks_(runtime, first(targets).chunks(), owners_, units.units() / 2, chunk_options(options)),
+        chunks_(runtime, first(targets).chunks(), owners_, usage_, units.units() / 2, chunk_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
@@ -66,7 +67,9 @@ class DaemonImpl final : public Daemon {
     };
     members_.on_change();
     CO_CHECK_OK(co_await records_.take_over());
-    CO_CHECK_OK(co_await owners_.load());
+    CO_CHECK_OK(co_await usage_.load());
+    CO_TRY(const auto open, co_await owners_.load());
+    for (const auto& owner : open) CO_CHECK_OK(co_await usage_.resume(owner.id, owner.bucket, owner.declared_bytes));
     CO_CHECK_OK(co_await checkpoints_.start());
     background_.spawn(members_.watch());
     background_.spawn(records_.bring_up(*store_));
@@ -74,6 +77,7 @@ class DaemonImpl final : public Daemon {
     background_.spawn(objects_.sweep());
     background_.spawn(readers_.run());
     background_.spawn(garbage_->run());
+    background_.spawn(usage_.watch());
     co_return {};
   }
 
@@ -152,6 +156,7 @@ class DaemonImpl final : public Daemon {
   ReplicatedRecords records_;
   std::unique_ptr<storage::RecordStore> store_;
   Owners owners_;
+  Usage usage_;
   Buckets buckets_;
   Readers readers_;
   Objects objects_;
@@ -227,6 +232,8 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await serve(objects_, &Objects::begin);
     case Method::kObjectSeal:
       co_return co_await serve(objects_, &Objects::seal);
+    case Method::kObjectAbort:
+      co_return co_await serve(objects_, &Objects::abort);
     case Method::kObjectStat:
       co_return co_await serve(objects_, &Objects::stat, call->connection());
     case Method::kObjectList:
@@ -278,6 +285,11 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.gauge("cairn_chunk_store_segments", "Segment files.", chunks.segments);
   out.gauge("cairn_chunk_store_free_bytes", "Free bytes of the disk.", chunks.free_bytes);
   out.gauge("cairn_chunk_store_total_bytes", "Size of the disk in bytes.", chunks.total_bytes);
+  const auto disk = usage_.disk();
+  out.gauge("cairn_usage_ballast_bytes", "Free bytes kept for deletes and the index.", disk.room.ballast_bytes);
+  out.gauge("cairn_usage_reserved_bytes", "Bytes that open uploads and saves have declared and that are still to come.",
+            disk.reserved_bytes);
+  out.gauge("cairn_usage_available_bytes", "Bytes that a new upload or save may declare.", disk.available_bytes);
   out.counter("cairn_chunk_store_written_bytes_total", "Bytes of chunks written to disk.", chunks.bytes_written);
   out.counter("cairn_chunk_store_read_bytes_total", "Bytes of chunks read from disk.", chunks.bytes_read);
   out.counter("cairn_chunk_store_bad_blocks_total", "Blocks whose bytes did not match their CRC.", chunks.blocks_bad);

@@ -43,6 +43,7 @@ class Daemon {
     Readers::Options readers;
     Garbage::Options garbage;
     ChunkService::Options chunks;
+    Usage::Options usage;
     std::set<Uuid> lost_targets;  // the operator asserts that they are lost for good
     SaveBugs bugs;                // planted by tests; handed to the parts
     MembershipBugs membership_bugs;

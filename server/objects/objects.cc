@@ -14,16 +14,22 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::uint32_t kListMax = 1000;
-constexpr std::size_t kListBytesMax = 512 * kKiB;  // half of what a message may have
+constexpr std::uint32_t kRootBytesMax = 16 * kMiB;  // of a list of extents: a client reads it whole
+constexpr int kWritersMax = 1000;
+constexpr char kAboveUtf8 = '\xff';  // no key has this byte
 
 std::string name_of(const std::string& bucket, const std::string& key) {
   return "object '" + bucket + "/" + printable(key) + "'";
 }
 
-Result<void> check_names(const std::string& bucket, const std::string& key) {
-  CHECK_OK(check_bucket_name(bucket));
-  return check_free_name("object", key);
+/// What a begin or a seal says of the version that it may replace.
+/// errors: kExists, kConflict
+template <class Request>
+Result<void> check_condition(const Request& request, const Loaded<records::Object>& present, const std::string& what) {
+  if (request.if_absent() && present.exists()) return fail(Errc::kExists, what + ": exists already");
+  if (request.if_owner().empty() || (present.exists() && present.value.owner() == request.if_owner())) return {};
+  return fail(Errc::kConflict, what + (present.exists() ? ": another version has taken the place of the one meant"
+                                                        : ": the version meant is not there any more"));
 }
 
 wire::ObjectInfo info_of(const std::string& key, const records::Object& object, bool with_runs) {
@@ -32,7 +38,10 @@ wire::ObjectInfo info_of(const std::string& key, const records::Object& object, 
   info.set_size(object.size());
   info.set_crc32c(object.crc32c());
   info.set_owner(object.owner());
-  if (with_runs) *info.mutable_runs() = object.runs();
+  if (with_runs) {
+    *info.mutable_runs() = object.runs();
+    if (object.has_pages()) *info.mutable_pages() = object.pages();
+  }
   info.set_created_unix_nanos(object.created_unix_nanos());
   return info;
 }
@@ -50,34 +59,44 @@ Result<void> hide_owner_of(const records::Object& object, const std::string& buc
 }  // namespace
 
 Objects::Objects(rt::Runtime runtime, storage::RecordStore& records, const Coordinator& coordinator, Buckets& buckets,
-                 Owners& owners, Readers& readers, Options options)
+                 Owners& owners, Readers& readers, Usage& usage, Options options)
     : runtime_(runtime),
       records_(records),
       coordinator_(coordinator),
       buckets_(buckets),
       owners_(owners),
       readers_(readers),
+      usage_(usage),
       options_(options) {}
 
 Task<wire::ObjectBeginReply> Objects::begin(wire::ObjectBegin request) {
   const auto& bucket = request.bucket();
   const auto& key = request.key();
-  CO_CHECK_OK(check_names(bucket, key));
+  CO_CHECK_OK(check_object_name(bucket, key));
+  const auto what = "put " + name_of(bucket, key);
   CO_TRY(const auto use, co_await buckets_.use(bucket));
   const auto group = home_group(bucket, key);
-  if (request.if_absent()) {
-    CO_TRY(const auto present, co_await records_.get(group, object_key(bucket, key)));
-    if (present) co_return fail(Errc::kExists, name_of(bucket, key) + " exists already");
-  }
+  CO_TRY(const auto present, co_await load<records::Object>(records_, group, object_key(bucket, key)));
+  CO_CHECK_OK(check_condition(request, present, what));
+  CO_CHECK_OK(co_await usage_.look());
   const auto& map = *coordinator_.map();
   const auto owner = OwnerId::make(group, map.find(true, group)->loss, runtime_.random.next(), runtime_.random.next());
   records::Owner record;
   record.set_kind(records::Owner::UPLOAD);
   record.set_bucket(bucket);
   record.set_name(key);
+  record.set_declared_bytes(request.declared_bytes());
   Edit edit(group);
   edit.absent(owner_key(owner)).put(owner_key(owner), record);
-  CO_CHECK_OK(co_await edit.apply(records_));
+  usage_.opened(owner, bucket);
+  auto begun = usage_.declare(owner, 0, request.declared_bytes(), present.value.size());
+  if (begun) {
+    if (auto applied = co_await edit.apply(records_); !applied) begun = fail(std::move(applied).error());
+  }
+  if (!begun) {
+    usage_.ended(owner);
+    co_return fail(std::move(begun).error().with(what));
+  }
   owners_.opened(owner, Owners::Kind::kUpload);
 
   wire::ObjectBeginReply reply;
@@ -91,31 +110,60 @@ Task<wire::ObjectBeginReply> Objects::begin(wire::ObjectBegin request) {
   co_return std::move(reply);
 }
 
+/// The extents that a seal names, into `object`; their writers into `writers`.
+/// errors: kInvalid
+Result<void> Objects::take_extents(const wire::ObjectSeal& request, const OwnerId& owner, const std::string& what,
+                                   records::Object& object, std::set<std::uint64_t>& writers) const {
+  const auto take = [&](const auto& from, auto& to) -> Result<std::uint64_t> {
+    std::uint64_t bytes = 0;
+    for (const auto& run : from) {
+      TRY(const auto size, check_run(run, owner, what));
+      if (!add_checked(bytes, size, bytes)) return fail(Errc::kInvalid, what + ": more than 2^64 bytes");
+      if (coordinator_.map()->find(false, run.group()) == nullptr)
+        return fail(Errc::kInvalid, what + ": data group " + std::to_string(run.group()) + " does not exist");
+      writers.insert(run.writer());
+      auto& kept = *to.Add();
+      kept = run;
+      kept.clear_owner();  // the record's own
+    }
+    return bytes;
+  };
+  if (!request.has_pages()) {
+    TRY(const auto bytes, take(request.runs(), *object.mutable_runs()));
+    if (bytes != request.size())
+      return fail(Errc::kInvalid, what + ": chunks of " + std::to_string(bytes) + " bytes for an object of " +
+                                      std::to_string(request.size()));
+    return {};
+  }
+  const auto& pages = request.pages();
+  auto& kept = *object.mutable_pages();
+  TRY(const auto bytes, take(pages.runs(), *kept.mutable_runs()));
+  if (request.runs_size() > 0 || bytes != pages.bytes() || pages.root_bytes() == 0 ||
+      pages.root_bytes() > std::min<std::uint64_t>(bytes, kRootBytesMax) || pages.root_digest().size() != 32 ||
+      pages.writers_size() == 0 || pages.writers_size() > kWritersMax)
+    return fail(Errc::kInvalid, what + ": a list of extents of " + std::to_string(pages.bytes()) +
+                                    " bytes, its root of " + std::to_string(pages.root_bytes()) +
+                                    ", that does not fit together");
+  kept.set_bytes(pages.bytes());
+  kept.set_root_bytes(pages.root_bytes());
+  kept.set_root_digest(pages.root_digest());
+  *kept.mutable_writers() = pages.writers();
+  writers.insert(pages.writers().begin(), pages.writers().end());
+  return {};
+}
+
 Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
   const auto& bucket = request.bucket();
   const auto& key = request.key();
-  CO_CHECK_OK(check_names(bucket, key));
+  CO_CHECK_OK(check_object_name(bucket, key));
   const auto what = "seal " + name_of(bucket, key);
   CO_TRY(const auto owner, owner_from(request.owner()));
   const auto group = home_group(bucket, key);
   if (owner.home_group() != group) co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
 
   records::Object object;
-  std::uint64_t bytes = 0;
   std::set<std::uint64_t> writers;
-  for (const auto& run : request.runs()) {
-    CO_TRY(const auto size, check_run(run, owner, what));
-    if (!add_checked(bytes, size, bytes)) co_return fail(Errc::kInvalid, what + ": more than 2^64 bytes");
-    if (coordinator_.map()->find(false, run.group()) == nullptr)
-      co_return fail(Errc::kInvalid, what + ": data group " + std::to_string(run.group()) + " does not exist");
-    writers.insert(run.writer());
-    auto& kept = *object.add_runs();
-    kept = run;
-    kept.clear_owner();  // the record's own
-  }
-  if (bytes != request.size())
-    co_return fail(Errc::kInvalid, what + ": chunks of " + std::to_string(bytes) + " bytes for an object of " +
-                                       std::to_string(request.size()));
+  CO_CHECK_OK(take_extents(request, owner, what, object, writers));
   object.set_owner(request.owner());
   object.set_size(request.size());
   object.set_crc32c(request.crc32c());
@@ -132,7 +180,12 @@ Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
                                           " is not open: dropped when idle, or sealed and replaced since");
     if (upload.value.bucket() != bucket || upload.value.name() != key)
       co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
-    if (request.if_absent() && present.exists()) co_return fail(Errc::kExists, what + ": exists already");
+    CO_CHECK_OK(check_condition(request, present, what));
+    if (object.has_pages() && object.size() > usage_.arrived(owner))
+      co_return fail(Errc::kInvalid, what + ": " + std::to_string(object.size()) + " bytes, but only " +
+                                         std::to_string(usage_.arrived(owner)) + " have arrived");
+    if (auto fits = usage_.admit(owner, object.size(), present.value.size()); !fits)
+      co_return fail(std::move(fits).error().with(what));
 
     Edit edit(group);
     edit.unchanged(owner_key(owner), upload.version).unchanged(object_key(bucket, key), present.version);
@@ -143,11 +196,16 @@ Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
     upload.value.mutable_writers()->Assign(writers.begin(), writers.end());
     edit.put(owner_key(owner), upload.value).put(object_key(bucket, key), object);
     auto done = co_await edit.apply(records_);
-    if (done) break;
+    if (done) {
+      if (present.exists()) usage_.removed(bucket, Usage::Kind::kObject, present.value.size());
+      usage_.added(bucket, Usage::Kind::kObject, object.size());
+      break;
+    }
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error().with(what));
-    // Another seal or removal of this object came between. This one names no version, so it goes on from there.
+    // Another seal or removal of this object came between: decided again from there.
   }
   owners_.ended(owner);
+  usage_.ended(owner);
   readers_.hidden(group);
   co_return info_of(key, object, true);
 }
@@ -155,7 +213,7 @@ Task<wire::ObjectInfo> Objects::seal(wire::ObjectSeal request) {
 Task<wire::ObjectInfo> Objects::stat(wire::ObjectStat request, std::uint64_t connection) {
   const auto& bucket = request.bucket();
   const auto& key = request.key();
-  CO_CHECK_OK(check_names(bucket, key));
+  CO_CHECK_OK(check_object_name(bucket, key));
   for (std::string gone;;) {
     CO_TRY(const auto object,
            co_await load<records::Object>(records_, home_group(bucket, key), object_key(bucket, key)));
@@ -178,24 +236,67 @@ Task<wire::ObjectInfo> Objects::stat(wire::ObjectStat request, std::uint64_t con
   }
 }
 
+Task<wire::Empty> Objects::abort(wire::ObjectAbort request) {
+  const auto& bucket = request.bucket();
+  const auto& key = request.key();
+  CO_CHECK_OK(check_object_name(bucket, key));
+  const auto what = "give up " + name_of(bucket, key);
+  CO_TRY(const auto owner, owner_from(request.owner()));
+  const auto group = home_group(bucket, key);
+  if (owner.home_group() != group) co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
+  CO_TRY(const auto upload, co_await load<records::Owner>(records_, group, owner_key(owner)));
+  if (!upload.exists()) co_return wire::Empty();
+  if (upload.value.kind() != records::Owner::UPLOAD) co_return fail(Errc::kConflict, what + ": it is sealed already");
+  if (upload.value.bucket() != bucket || upload.value.name() != key)
+    co_return fail(Errc::kInvalid, what + ": owner " + owner.hex() + " is not its own");
+  CO_TRY(const bool dropped, co_await drop(owner, upload.version));
+  if (!dropped) co_return fail(Errc::kConflict, what + ": it is being sealed");
+  co_return wire::Empty();
+}
+
+Task<bool> Objects::drop(OwnerId owner, Version version) {
+  Edit edit(owner.home_group());
+  edit.unchanged(owner_key(owner), version).erase(owner_key(owner));
+  auto done = co_await edit.apply(records_);
+  if (!done && done.error().code == Errc::kConflict) co_return false;
+  if (!done) co_return fail(std::move(done).error());
+  owners_.ended(owner);
+  usage_.ended(owner);
+  co_return true;
+}
+
 Task<wire::ObjectListReply> Objects::list(wire::ObjectList request) {
   const auto& bucket = request.bucket();
   CO_CHECK_OK(co_await buckets_.use(bucket));
-  const auto limit = request.limit() == 0 ? kListMax : std::min(request.limit(), kListMax);
+  const auto limit = static_cast<int>(request.limit() == 0 ? kListMax : std::min(request.limit(), kListMax));
   const auto prefix = object_prefix(bucket);
-  MergedScan scan(records_, prefix + request.prefix(), request.after().empty() ? "" : prefix + request.after());
+  const auto& delimiter = request.delimiter();
+  auto last = request.token().empty() ? request.after() : request.token();
+  MergedScan scan(records_, prefix + request.prefix(), last.empty() ? "" : prefix + last);
   wire::ObjectListReply reply;
   for (std::size_t bytes = 0;;) {
     CO_TRY(auto record, co_await scan.next());
     if (!record) break;
-    if (static_cast<std::uint32_t>(reply.objects_size()) == limit || bytes > kListBytesMax) {
+    if (reply.objects_size() + reply.prefixes_size() == limit || bytes > kListBytesMax) {
       reply.set_more(true);
+      reply.set_next(last);
       break;
+    }
+    auto key = record->key.substr(prefix.size());
+    const auto end = delimiter.empty() ? key.npos : key.find(delimiter, request.prefix().size());
+    if (end != key.npos) {
+      key.resize(end + delimiter.size());
+      last = key + kAboveUtf8;
+      bytes += key.size();
+      *reply.add_prefixes() = std::move(key);
+      CO_CHECK_OK(co_await scan.skip(prefix + last));
+      continue;
     }
     records::Object object;
     CO_CHECK_OK(parse_record(*record, object));
-    *reply.add_objects() = info_of(record->key.substr(prefix.size()), object, false);
-    bytes += reply.objects(reply.objects_size() - 1).ByteSizeLong();
+    auto& info = *reply.add_objects() = info_of(key, object, false);
+    bytes += info.ByteSizeLong();
+    last = std::move(key);
   }
   co_return std::move(reply);
 }
@@ -203,7 +304,7 @@ Task<wire::ObjectListReply> Objects::list(wire::ObjectList request) {
 Task<wire::Empty> Objects::remove(wire::ObjectRemove request) {
   const auto& bucket = request.bucket();
   const auto& key = request.key();
-  CO_CHECK_OK(check_names(bucket, key));
+  CO_CHECK_OK(check_object_name(bucket, key));
   const auto group = home_group(bucket, key);
   for (;;) {
     CO_TRY(const auto object, co_await load<records::Object>(records_, group, object_key(bucket, key)));
@@ -217,7 +318,10 @@ Task<wire::Empty> Objects::remove(wire::ObjectRemove request) {
     edit.unchanged(object_key(bucket, key), object.version).erase(object_key(bucket, key));
     CO_CHECK_OK(hide_owner_of(object.value, bucket, key, edit));
     auto done = co_await edit.apply(records_);
-    if (done) break;
+    if (done) {
+      usage_.removed(bucket, Usage::Kind::kObject, object.value.size());
+      break;
+    }
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
   }
   readers_.hidden(group);
@@ -236,15 +340,13 @@ Task<void> Objects::drop_idle() {
   for (const auto& owner : owners_.idle_uploads(options_.upload_idle_max)) {
     CO_TRY(const auto upload, co_await load<records::Owner>(records_, owner.home_group(), owner_key(owner)));
     if (upload.exists() && upload.value.kind() == records::Owner::UPLOAD) {
-      Edit edit(owner.home_group());
-      edit.unchanged(owner_key(owner), upload.version).erase(owner_key(owner));
-      auto done = co_await edit.apply(records_);
-      if (!done && done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
-      if (!done) continue;  // sealed at this moment
+      CO_TRY(const bool dropped, co_await drop(owner, upload.version));
+      if (!dropped) continue;  // sealed at this moment
       runtime_.log.write(rt::Level::kInfo, "objects_upload_dropped",
                          {{"owner", owner.hex()}, {"bucket", upload.value.bucket()}, {"key", upload.value.name()}});
     }
     owners_.ended(owner);
+    usage_.ended(owner);
   }
   co_return {};
 }

@@ -83,6 +83,15 @@ std::string step_key(std::string_view bucket, std::string_view run, std::uint64_
   return step_prefix(bucket, run) + big_endian(step, 8);
 }
 
+Result<void> check_object_name(std::string_view bucket, std::string_view key) {
+  CHECK_OK(check_bucket_name(bucket));
+  return check_free_name("object", key);
+}
+Result<void> check_run_of(std::string_view bucket, std::string_view run) {
+  CHECK_OK(check_bucket_name(bucket));
+  return check_run_name(run);
+}
+
 std::uint64_t number_at_end(std::string_view key, std::size_t size) {
   assert(key.size() >= size);
   std::uint64_t value = 0;

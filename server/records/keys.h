@@ -45,6 +45,15 @@ std::string step_prefix(std::string_view bucket);  // of all runs of the bucket
 std::string step_prefix(std::string_view bucket, std::string_view run);
 std::string step_key(std::string_view bucket, std::string_view run, std::uint64_t step);
 
+/// Names as requests bring them.
+/// errors: kInvalid
+Result<void> check_object_name(std::string_view bucket, std::string_view key);
+Result<void> check_run_of(std::string_view bucket, std::string_view run);
+
+/// What one page of a listing holds at most: entries, and bytes (half of what a message may have).
+inline constexpr std::uint32_t kListMax = 1000;
+inline constexpr std::size_t kListBytesMax = 512 * 1024;
+
 /// The big-endian number in the last `size` bytes of a key; the key must be that long.
 std::uint64_t number_at_end(std::string_view key, std::size_t size);
 

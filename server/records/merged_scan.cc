@@ -21,6 +21,23 @@ Task<void> MergedScan::refill(HomeGroup number) {
   co_return {};
 }
 
+Task<void> MergedScan::skip(std::string after) {
+  after_ = after;
+  while (!heads_.empty() && heads_.begin()->first <= after) {
+    const auto number = heads_.begin()->second;
+    heads_.erase(heads_.begin());
+    auto& group = groups_[number];
+    while (group.at < group.page.size() && group.page[group.at].key <= after) ++group.at;
+    // A page that lies before it all says nothing of where the group goes on.
+    if (group.at == group.page.size()) {
+      group.page.clear();
+      group.at = 0;
+    }
+    CO_CHECK_OK(co_await refill(number));
+  }
+  co_return {};
+}
+
 Task<std::optional<storage::Record>> MergedScan::next() {
   if (!started_) {
     started_ = true;

@@ -19,6 +19,8 @@ class MergedScan {
   MergedScan(storage::RecordStore& records, std::string prefix, std::string after, std::size_t page = 16);
   /// Nothing at the end.
   Task<std::optional<storage::Record>> next();
+  /// Goes on behind `after`, which is greater than what next() yielded last.
+  Task<void> skip(std::string after);
 
  private:
   struct Group {

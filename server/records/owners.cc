@@ -18,7 +18,8 @@ std::optional<Owners::Kind> open_kind(const records::Owner& owner) {
 
 }  // namespace
 
-Task<void> Owners::load() {
+Task<std::vector<Owners::Found>> Owners::load() {
+  std::vector<Found> found;
   constexpr std::size_t kPage = 64;
   for (HomeGroup group = 0; group < kHomeGroups; ++group) {
     for (std::string after;;) {
@@ -27,13 +28,16 @@ Task<void> Owners::load() {
         records::Owner owner;
         CO_CHECK_OK(parse_record(record, owner));
         CO_TRY(const auto id, OwnerId::from_bytes(std::string_view(record.key).substr(kOwnerPrefix.size())));
-        if (const auto kind = open_kind(owner)) opened(id, *kind);
+        const auto kind = open_kind(owner);
+        if (!kind) continue;
+        opened(id, *kind);
+        found.push_back({.id = id, .bucket = owner.bucket(), .declared_bytes = owner.declared_bytes()});
       }
       if (page.size() < kPage) break;
       after = page.back().key;
     }
   }
-  co_return {};
+  co_return std::move(found);
 }
 
 Task<void> Owners::check_open(OwnerId owner) {

@@ -21,8 +21,13 @@ class Owners {
 
   Owners(rt::Loop& loop, storage::RecordStore& records) : loop_(loop), records_(records) {}
 
+  struct Found {
+    OwnerId id;
+    std::string bucket;
+    std::uint64_t declared_bytes = 0;  // of an upload
+  };
   /// Finds the owners that are open in all home groups. Their idle clocks start now.
-  Task<void> load();
+  Task<std::vector<Found>> load();
 
   /// An owner's record must precede its first chunk, and its end must follow the last. Counts as activity.
   /// errors: kFenced   the upload or attempt has ended: its record is gone, or says so

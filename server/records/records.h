@@ -44,7 +44,6 @@ class Edit {
   Edit& absent(std::string key) { return unchanged(std::move(key), {}); }
   Edit& put(std::string key, const google::protobuf::MessageLite& value);
   Edit& erase(std::string key);
-  std::size_t erases() const { return transaction_.deletes.size(); }
   Task<Version> apply(storage::RecordStore& records) { return records.apply(std::move(transaction_)); }
 
  private:

@@ -68,6 +68,19 @@ class Store final : public ChunkStore {
   Task<void> remove(std::vector<ChunkId> ids) override { return owned(erase_all(*this, std::move(ids))); }
   Task<std::vector<ChunkInfo>> list(std::optional<ChunkId> after, std::size_t limit) override;
   Stats stats() const override;
+  Room room() const override {
+    const auto& space = segments_->last_space();
+    return {.total_bytes = space.total_bytes,
+            .free_bytes = space.free_bytes,
+            .open_bytes = segments_->open_bytes(),
+            .ballast_bytes = options_.ballast_bytes};
+  }
+  Task<void> look() override {
+    Operation operation(*this);
+    CO_CHECK_OK(check_open());
+    CO_CHECK_OK(co_await segments_->space());
+    co_return {};
+  }
   Task<void> close() override;
 
  private:

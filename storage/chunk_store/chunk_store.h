@@ -89,6 +89,18 @@ class ChunkStore {
     std::uint64_t bytes_written = 0, bytes_read = 0, blocks_bad = 0;  // since open
   };
   virtual Stats stats() const = 0;
+
+  /// Where new chunks have room. What is free is as old as the last look; what this process has taken since is not in
+  /// it any more.
+  struct Room {
+    std::uint64_t total_bytes = 0;
+    std::uint64_t free_bytes = 0;     // of the disk
+    std::uint64_t open_bytes = 0;     // allocated in segments, not yet handed out
+    std::uint64_t ballast_bytes = 0;  // of the free ones, kept for deletes and the index
+  };
+  virtual Room room() const = 0;
+  /// Asks the disk, unless that was done within a second.
+  virtual Task<void> look() = 0;
   virtual Task<void> close() = 0;
 };
 

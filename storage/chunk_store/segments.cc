@@ -184,6 +184,8 @@ Task<void> Segments::create(Segments& self, std::uint64_t size_min) {
   }
   segment->size = size;
   segment->appending = true;
+  // Until the next look: what has been allocated is not free any more.
+  self.space_.free_bytes -= std::min(self.space_.free_bytes, size);
   self.segments_.emplace(segment->id, segment);
   self.open_files_++;
   self.limit_open_files();

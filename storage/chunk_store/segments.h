@@ -93,6 +93,8 @@ class Segments {
   /// At most a second old.
   Task<Space> space();
   const Space& last_space() const { return space_; }
+  /// Allocated and not yet handed out.
+  std::uint64_t open_bytes() const { return (active_ ? active_->size - active_->end : 0) + (next_ ? next_->size : 0); }
   std::uint64_t live_bytes() const { return live_; }
   std::uint64_t reserved_bytes() const { return reserved_; }
   std::size_t count() const { return segments_.size(); }

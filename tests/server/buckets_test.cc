@@ -38,8 +38,6 @@ TEST_CASE("buckets: bad names and policies that cannot be kept are refused", "[s
   request.mutable_policy()->set_copies(2);
   CHECK(f.call<wire::Empty>(Method::kBucketCreate, request).error().code == Errc::kInvalid);
   request.mutable_policy()->set_copies(1);
-  request.mutable_policy()->set_quota_bytes(5);
-  CHECK(f.call<wire::Empty>(Method::kBucketCreate, request).error().code == Errc::kInvalid);
   CHECK(buckets(f).empty());
 }
 

@@ -34,6 +34,7 @@ constexpr SaveBug kSaveBugs[] = {
      &server::SaveBugs::existing_unseen},
     {"absence_is_death", "garbage: no answer, or one after a loss, counts as dead",
      &server::SaveBugs::absence_is_death},
+    {"reservation_kept", "a failed attempt keeps the space that it has reserved", &server::SaveBugs::reservation_kept},
     {"ask_once", "garbage: the question is not asked again after the grace time", &server::SaveBugs::ask_once},
 };
 
