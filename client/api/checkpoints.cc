@@ -3,6 +3,7 @@
 #include <map>
 
 #include "client/api/handles.h"
+#include "client/core/steps.h"
 
 namespace cairn {
 
@@ -18,7 +19,8 @@ DType from_core(format::DType dtype) {
 
 StepInfo from_core(const client::StepSummary& s) {
   return {
-      s.step, s.world_size, s.data_bytes, s.tensors, s.blobs, s.committed_unix_nanos, {s.launch.job, s.launch.restart}};
+      s.step,  s.world_size, s.data_bytes, s.tensors, s.blobs, s.committed_unix_nanos, {s.launch.job, s.launch.restart},
+      s.pinned};
 }
 
 Result<std::pair<std::string, std::string>> split_run(const std::string& name) {
@@ -373,15 +375,27 @@ Result<Page<StepInfo>> Client::steps(std::string run, std::optional<std::uint64_
 }
 Result<void> Client::remove_step(std::string run, std::uint64_t step) {
   TRY(auto names, split_run(run));
-  CHECK_OK(impl_->call<std::uint32_t>([impl = impl_.get(), names, step] {
-    return client::remove_steps(impl->session_, names.first, names.second, step, std::nullopt, impl->deadline());
-  }));
-  return {};
+  return impl_->call<void>([impl = impl_.get(), names, step] {
+    return client::remove_step(impl->session_, names.first, names.second, step, impl->deadline());
+  });
 }
-Result<std::uint32_t> Client::remove_steps_after(std::string run, std::uint64_t step) {
+Result<std::uint64_t> Client::remove_steps_after(std::string run, std::uint64_t step,
+                                                 std::function<void(std::uint64_t, std::uint64_t)> progress) {
   TRY(auto names, split_run(run));
-  return impl_->call<std::uint32_t>([impl = impl_.get(), names, step] {
-    return client::remove_steps(impl->session_, names.first, names.second, std::nullopt, step, impl->deadline());
+  return impl_->call<std::uint64_t>([impl = impl_.get(), names, step, progress] {
+    return client::remove_steps_after(impl->session_, names.first, names.second, step, impl->timeout(), progress);
+  });
+}
+Result<void> Client::pin_step(std::string run, std::uint64_t step) {
+  TRY(auto names, split_run(run));
+  return impl_->call<void>([impl = impl_.get(), names, step] {
+    return client::pin_step(impl->session_, names.first, names.second, step, true, impl->deadline());
+  });
+}
+Result<void> Client::unpin_step(std::string run, std::uint64_t step) {
+  TRY(auto names, split_run(run));
+  return impl_->call<void>([impl = impl_.get(), names, step] {
+    return client::pin_step(impl->session_, names.first, names.second, step, false, impl->deadline());
   });
 }
 Result<RunActivity> Client::activity(std::string run) {

@@ -7,6 +7,10 @@ namespace {
 
 constexpr std::uint64_t kStreamBytes = 4 * kMiB;  // one step of put_stream and get_stream
 
+BucketInfo from_core(const client::BucketSummary& b) {
+  return {b.name, b.copies, b.quota_bytes, b.created_unix_nanos, b.keep_last, b.keep_every, b.keep_days};
+}
+
 ObjectInfo from_core(const client::ObjectSummary& s) {
   return {s.key, s.size, s.crc, s.created_unix_nanos};
 }
@@ -47,7 +51,9 @@ std::string Client::description() const {
 
 Result<void> Client::create_bucket(BucketOptions options) {
   return impl_->call<void>([impl = impl_.get(), options] {
-    return client::create_bucket(impl->session_, {options.name, options.copies, options.quota_bytes, 0},
+    return client::create_bucket(impl->session_,
+                                 {options.name, options.copies, options.quota_bytes, 0, options.keep_last,
+                                  options.keep_every, options.keep_days},
                                  impl->deadline());
   });
 }
@@ -55,13 +61,20 @@ Result<BucketInfo> Client::bucket(std::string name) {
   TRY(auto found, impl_->call<client::BucketSummary>([impl = impl_.get(), name] {
     return client::show_bucket(impl->session_, name, impl->deadline());
   }));
-  return BucketInfo{found.name, found.copies, found.quota_bytes, found.created_unix_nanos};
+  return from_core(found);
+}
+Result<BucketInfo> Client::set_bucket(std::string name, BucketChange change) {
+  TRY(auto found, impl_->call<client::BucketSummary>([impl = impl_.get(), name, change] {
+    return client::set_bucket(impl->session_, name, {change.keep_last, change.keep_every, change.keep_days},
+                              impl->deadline());
+  }));
+  return from_core(found);
 }
 Result<std::vector<BucketInfo>> Client::buckets() {
   TRY(auto found, impl_->call<std::vector<client::BucketSummary>>(
                       [impl = impl_.get()] { return client::list_buckets(impl->session_, impl->deadline()); }));
   std::vector<BucketInfo> out;
-  for (const auto& b : found) out.push_back({b.name, b.copies, b.quota_bytes, b.created_unix_nanos});
+  for (const auto& b : found) out.push_back(from_core(b));
   return out;
 }
 Result<void> Client::remove_bucket(std::string name) {

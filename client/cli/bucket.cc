@@ -13,6 +13,9 @@ nlohmann::ordered_json json_of(const BucketInfo& info) {
   return {{"bucket", info.name},
           {"copies", info.copies},
           {"quota_bytes", info.quota_bytes},
+          {"keep_last", info.keep_last},
+          {"keep_every", info.keep_every},
+          {"keep_days", info.keep_days},
           {"created", time_iso(info.created_unix_nanos)}};
 }
 
@@ -20,17 +23,52 @@ std::string quota_text(const BucketInfo& info) {
   return info.quota_bytes == 0 ? "none" : size_text(info.quota_bytes);
 }
 
+/// What retention keeps.
+std::string keep_text(const BucketInfo& info) {
+  std::vector<std::string> rules;
+  if (info.keep_last > 0) rules.push_back(fmt::format("last {}", info.keep_last));
+  if (info.keep_every > 0) rules.push_back(fmt::format("every {}", info.keep_every));
+  if (info.keep_days > 0) rules.push_back(fmt::format("{} {}", info.keep_days, info.keep_days == 1 ? "day" : "days"));
+  return rules.empty() ? "all" : fmt::format("{}", fmt::join(rules, ", "));
+}
+
+void print_bucket(const BucketInfo& info) {
+  print_line(fmt::format("bucket   {}", info.name));
+  print_line(fmt::format("copies   {}", info.copies));
+  print_line(fmt::format("quota    {}", quota_text(info)));
+  print_line(fmt::format("keep     {}", keep_text(info)));
+  print_line(fmt::format("created  {}", time_text(info.created_unix_nanos)));
+}
+
 }  // namespace
 
 Result<void> bucket_create(Context& context, const BucketCreate& args) {
   CHECK_OK(check_bucket_name(args.bucket));
-  BucketOptions options{.name = args.bucket, .copies = args.copies};
+  BucketOptions options{.name = args.bucket,
+                        .copies = args.copies,
+                        .keep_last = args.keep_last,
+                        .keep_every = args.keep_every,
+                        .keep_days = args.keep_days};
   if (!args.quota.empty()) {
     TRY(options.quota_bytes, size_of(args.quota));
   }
   TRY(auto client, context.client());
   CHECK_OK(client.create_bucket(options));
   if (context.json) print_json({{"bucket", args.bucket}, {"created", true}});
+  return {};
+}
+
+Result<void> bucket_set(Context& context, const BucketSet& args) {
+  CHECK_OK(check_bucket_name(args.bucket));
+  const auto& change = args.change;
+  if (!change.keep_last && !change.keep_every && !change.keep_days)
+    return fail(Errc::kInvalid, "nothing to change: name --keep-last, --keep-every or --keep-days");
+  TRY(auto client, context.client());
+  TRY(const auto info, client.set_bucket(args.bucket, change));
+  if (context.json)
+    print_json(json_of(info));
+  else
+    print_bucket(info);
   return {};
 }
 
@@ -41,9 +79,10 @@ Result<void> bucket_list(Context& context) {
     for (const auto& bucket : buckets) print_json(json_of(bucket));
     return {};
   }
-  Table table({"BUCKET", "COPIES", "QUOTA", "CREATED"});
+  Table table({"BUCKET", "COPIES", "QUOTA", "KEEP", "CREATED"});
   for (const auto& bucket : buckets)
-    table.add({bucket.name, std::to_string(bucket.copies), quota_text(bucket), time_text(bucket.created_unix_nanos)});
+    table.add({bucket.name, std::to_string(bucket.copies), quota_text(bucket), keep_text(bucket),
+               time_text(bucket.created_unix_nanos)});
   table.print();
   return {};
 }
@@ -56,10 +95,7 @@ Result<void> bucket_show(Context& context, const std::string& bucket) {
     print_json(json_of(info));
     return {};
   }
-  print_line(fmt::format("bucket   {}", info.name));
-  print_line(fmt::format("copies   {}", info.copies));
-  print_line(fmt::format("quota    {}", quota_text(info)));
-  print_line(fmt::format("created  {}", time_text(info.created_unix_nanos)));
+  print_bucket(info);
   return {};
 }
 

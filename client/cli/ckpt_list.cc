@@ -18,6 +18,7 @@ nlohmann::ordered_json json_of(const std::string& run, const StepInfo& info) {
           {"blobs", info.blobs},
           {"bytes", info.bytes},
           {"committed", time_iso(info.committed_unix_nanos)},
+          {"pinned", info.pinned},
           {"launch", fmt::format("{}:{}", info.launch.job, info.launch.restart)}};
 }
 
@@ -46,14 +47,15 @@ Result<void> ckpt_list(Context& context, const std::string& bucket_or_run) {
   const bool one_run = bucket_or_run.find('/') != bucket_or_run.npos;
   CHECK_OK(one_run ? check_run(bucket_or_run) : check_bucket_name(bucket_or_run));
   TRY(auto client, context.client());
-  Table table({"RUN", "STEP", "RANKS", "TENSORS", "BLOBS", "SIZE", "COMMITTED"});
+  Table table({"RUN", "STEP", "RANKS", "TENSORS", "BLOBS", "SIZE", "COMMITTED", "PINNED"});
   const auto list_run = [&](const std::string& run) {
     return each_step(client, run, [&](const StepInfo& info) -> Result<void> {
       if (context.json)
         print_json(json_of(run, info));
       else
         table.add({run, std::to_string(info.step), std::to_string(info.world_size), std::to_string(info.tensors),
-                   std::to_string(info.blobs), size_text(info.bytes), time_text(info.committed_unix_nanos)});
+                   std::to_string(info.blobs), size_text(info.bytes), time_text(info.committed_unix_nanos),
+                   info.pinned ? "yes" : ""});
       return {};
     });
   };
@@ -108,6 +110,7 @@ Result<void> ckpt_show(Context& context, const CkptStep& args) {
   print_line(fmt::format("run        {}", args.run));
   print_line(fmt::format("step       {}", info.step));
   print_line(fmt::format("committed  {}", time_text(info.committed_unix_nanos)));
+  print_line(fmt::format("pinned     {}", info.pinned ? "yes" : "no"));
   print_line(fmt::format("launch     {}:{}", info.launch.job, info.launch.restart));
   print_line(fmt::format("ranks      {}", info.world_size));
   print_line(fmt::format("size       {} ({} bytes)", size_text(info.bytes), info.bytes));
@@ -173,16 +176,37 @@ Result<void> ckpt_verify(Context& context, const CkptStep& args) {
   return {};
 }
 
+Result<void> ckpt_pin(Context& context, const CkptPin& args) {
+  CHECK_OK(check_run(args.run));
+  TRY(auto client, context.client());
+  CHECK_OK(client.pin_step(args.run, args.step));
+  if (context.json) print_json({{"run", args.run}, {"step", args.step}, {"pinned", true}});
+  return {};
+}
+
+Result<void> ckpt_unpin(Context& context, const CkptPin& args) {
+  CHECK_OK(check_run(args.run));
+  TRY(auto client, context.client());
+  CHECK_OK(client.unpin_step(args.run, args.step));
+  if (context.json) print_json({{"run", args.run}, {"step", args.step}, {"pinned", false}});
+  return {};
+}
+
 Result<void> ckpt_remove(Context& context, const CkptRemove& args) {
   CHECK_OK(check_run(args.run));
   if (args.step.has_value() == args.after.has_value())
     return fail(Errc::kInvalid, "one of --step and --after is needed");
   TRY(auto client, context.client());
-  std::uint32_t removed = 1;
+  std::uint64_t removed = 1;
   if (args.step) {
     CHECK_OK(client.remove_step(args.run, *args.step));
   } else {
-    TRY(removed, client.remove_steps_after(args.run, *args.after));
+    std::optional<Progress> progress;
+    TRY(removed, client.remove_steps_after(args.run, *args.after, [&](std::uint64_t done, std::uint64_t all) {
+      if (!progress) progress.emplace(fmt::format("remove from {}", args.run), all, Progress::Unit::kSteps);
+      progress->set(done);
+    }));
+    progress.reset();
   }
   if (context.json)
     print_json({{"run", args.run}, {"removed", removed}});

@@ -14,8 +14,16 @@ struct BucketCreate {
   std::string bucket;
   std::uint32_t copies = 1;
   std::string quota;
+  std::uint32_t keep_last = 0;
+  std::uint64_t keep_every = 0;
+  std::uint32_t keep_days = 0;
 };
 Result<void> bucket_create(Context& context, const BucketCreate& args);
+struct BucketSet {
+  std::string bucket;
+  BucketChange change;
+};
+Result<void> bucket_set(Context& context, const BucketSet& args);
 Result<void> bucket_list(Context& context);
 Result<void> bucket_show(Context& context, const std::string& bucket);
 Result<void> bucket_remove(Context& context, const std::string& bucket);
@@ -59,6 +67,12 @@ struct CkptStep {
 };
 Result<void> ckpt_show(Context& context, const CkptStep& args);
 Result<void> ckpt_verify(Context& context, const CkptStep& args);
+struct CkptPin {
+  std::string run;
+  std::uint64_t step = 0;
+};
+Result<void> ckpt_pin(Context& context, const CkptPin& args);
+Result<void> ckpt_unpin(Context& context, const CkptPin& args);
 struct CkptRemove {
   std::string run;
   std::optional<std::uint64_t> step, after;

@@ -98,7 +98,7 @@ class CommandLine {
   }
 
   void bucket_commands() {
-    auto* bucket = command(&app_, "bucket", "Create, list, show and remove buckets", "cairn bucket ls");
+    auto* bucket = command(&app_, "bucket", "Create, change, list, show and remove buckets", "cairn bucket ls");
     bucket->require_subcommand(1);
     auto* create = command(bucket, "create", "Create a bucket", "cairn bucket create models --quota 2TiB");
     create->add_option("BUCKET", create_.bucket, "Letters, digits, '.', '_' and '-'")->required();
@@ -106,7 +106,20 @@ class CommandLine {
         ->check(CLI::Range(1, 8))
         ->capture_default_str();
     create->add_option("--quota", create_.quota, "Most bytes it may hold, for example 500GiB");
+    const auto keep = [](CLI::App* app, auto& last, auto& every, auto& days) {
+      app->add_option("--keep-last", last, "Keep the highest K steps of each run")->type_name("K")->check(whole_number);
+      app->add_option("--keep-every", every, "Keep steps divisible by N")->type_name("N")->check(whole_number);
+      app->add_option("--keep-days", days, "Keep steps committed in the last D days")
+          ->type_name("D")
+          ->check(whole_number);
+    };
+    keep(create, create_.keep_last, create_.keep_every, create_.keep_days);
     on(create, "bucket create", create_.bucket, [this] { return bucket_create(context, create_); });
+    auto* set = command(bucket, "set", "Change which steps are kept: those that one of the rules names; 0 ends a rule",
+                        "cairn bucket set models --keep-last 5 --keep-every 1000");
+    set->add_option("BUCKET", set_.bucket)->required();
+    keep(set, set_.change.keep_last, set_.change.keep_every, set_.change.keep_days);
+    on(set, "bucket set", set_.bucket, [this] { return bucket_set(context, set_); });
     auto* ls = command(bucket, "ls", "List buckets", "cairn bucket ls --json");
     on(ls, "bucket ls", nothing_, [this] { return bucket_list(context); });
     auto* show = command(bucket, "show", "Show one bucket", "cairn bucket show models");
@@ -143,7 +156,7 @@ class CommandLine {
 
   void checkpoint_commands() {
     auto* ckpt =
-        command(&app_, "ckpt", "Save, restore, list, show, verify and remove checkpoints", "cairn ckpt ls models");
+        command(&app_, "ckpt", "Save, restore, list, show, verify, pin and remove checkpoints", "cairn ckpt ls models");
     ckpt->require_subcommand(1);
     auto* save = command(ckpt, "save", "Save files as a step: safetensors files by tensor, others as they are",
                          "cairn ckpt save models/llama --step 1000 ./llama-8b/");
@@ -174,6 +187,16 @@ class CommandLine {
     verify->add_option("RUN", step_.run, "BUCKET/RUN")->required();
     verify->add_option("--step", step_.step, "Default: all")->check(whole_number);
     on(verify, "ckpt verify", step_.run, [this] { return ckpt_verify(context, step_); });
+    auto* pin = command(ckpt, "pin", "Keep a step from being removed or replaced, by anybody",
+                        "cairn ckpt pin models/llama --step 1000");
+    auto* unpin =
+        command(ckpt, "unpin", "Let a pinned step be removed again", "cairn ckpt unpin models/llama --step 1000");
+    for (auto* app : {pin, unpin}) {
+      app->add_option("RUN", pin_.run, "BUCKET/RUN")->required();
+      app->add_option("--step", pin_.step, "Number of the step")->check(whole_number)->required();
+    }
+    on(pin, "ckpt pin", pin_.run, [this] { return ckpt_pin(context, pin_); });
+    on(unpin, "ckpt unpin", pin_.run, [this] { return ckpt_unpin(context, pin_); });
     auto* rm = command(ckpt, "rm", "Remove a step, or all steps after one", "cairn ckpt rm models/llama --after 1000");
     rm->add_option("RUN", remove_.run, "BUCKET/RUN")->required();
     auto* which = rm->add_option_group("which");
@@ -188,6 +211,8 @@ class CommandLine {
   const std::string nothing_;
   std::string name_;
   BucketCreate create_;
+  BucketSet set_;
+  CkptPin pin_;
   Put put_;
   Get get_;
   CkptSave save_;

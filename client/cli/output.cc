@@ -93,9 +93,10 @@ void Table::print() const {
   }
 }
 
-Progress::Progress(std::string label, std::uint64_t total_bytes)
+Progress::Progress(std::string label, std::uint64_t total, Unit unit)
     : label_(printable(label)),
-      total_(total_bytes),
+      total_(total),
+      unit_(unit),
       start_(std::chrono::steady_clock::now()),
       drawn_(start_),
       terminal_(isatty(STDERR_FILENO) != 0) {}
@@ -104,9 +105,9 @@ Progress::~Progress() {
   if (shown_) fmt::print(stderr, "\r\x1b[K");
 }
 
-void Progress::set(std::uint64_t done_bytes) {
+void Progress::set(std::uint64_t done) {
   using namespace std::chrono_literals;
-  done_ = done_bytes;
+  done_ = done;
   if (!terminal_) return;
   const auto now = std::chrono::steady_clock::now();
   if (now - start_ < 1s || (shown_ && now - drawn_ < 100ms)) return;
@@ -115,9 +116,12 @@ void Progress::set(std::uint64_t done_bytes) {
   constexpr std::size_t kWidth = 30;
   const double share = total_ == 0 ? 1 : std::min(1.0, static_cast<double>(done_) / static_cast<double>(total_));
   const auto full = static_cast<std::size_t>(share * kWidth);
+  const auto text = [&](std::uint64_t count) {
+    return unit_ == Unit::kBytes ? size_text(count) : std::to_string(count);
+  };
   fmt::print(stderr, "\r\x1b[K{} [{}{}] {:3.0f} %  {} of {}  {}/s", label_, std::string(full, '#'),
-             std::string(kWidth - full, '-'), share * 100, size_text(done_), size_text(total_),
-             size_text(static_cast<std::uint64_t>(static_cast<double>(done_) / elapsed().count())));
+             std::string(kWidth - full, '-'), share * 100, text(done_), text(total_),
+             text(static_cast<std::uint64_t>(static_cast<double>(done_) / elapsed().count())));
   std::fflush(stderr);
 }
 

@@ -39,11 +39,12 @@ class Table {
 /// A bar on the terminal, once a command has taken longer than a second. Silent without a terminal.
 class Progress {
  public:
-  Progress(std::string label, std::uint64_t total_bytes);
+  enum class Unit { kBytes, kSteps };
+  Progress(std::string label, std::uint64_t total, Unit unit = Unit::kBytes);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
-  void set(std::uint64_t done_bytes);
+  void set(std::uint64_t done);
   void add(std::uint64_t bytes) { set(done_ + bytes); }
   std::uint64_t done() const { return done_; }
   std::chrono::duration<double> elapsed() const { return std::chrono::steady_clock::now() - start_; }
@@ -51,6 +52,7 @@ class Progress {
  private:
   std::string label_;
   std::uint64_t total_, done_ = 0;
+  Unit unit_;
   std::chrono::steady_clock::time_point start_, drawn_;
   bool terminal_, shown_ = false;
 };

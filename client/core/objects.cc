@@ -19,7 +19,9 @@ std::string uri(const std::string& bucket, const std::string& key) {
 }
 
 BucketSummary summary_of(const wire::BucketInfo& info) {
-  return {info.bucket(), info.policy().copies(), info.policy().quota_bytes(), info.created_unix_nanos()};
+  const auto& policy = info.policy();
+  return {info.bucket(),      policy.copies(),     policy.quota_bytes(), info.created_unix_nanos(),
+          policy.keep_last(), policy.keep_every(), policy.keep_days()};
 }
 
 Result<ObjectSummary> summary_of(const wire::ObjectInfo& info) {
@@ -40,18 +42,48 @@ Task<void> create_bucket(std::shared_ptr<Session> session, BucketSummary bucket,
   create.set_bucket(bucket.name);
   create.mutable_policy()->set_copies(bucket.copies);
   create.mutable_policy()->set_quota_bytes(bucket.quota_bytes);
+  create.mutable_policy()->set_keep_last(bucket.keep_last);
+  create.mutable_policy()->set_keep_every(bucket.keep_every);
+  create.mutable_policy()->set_keep_days(bucket.keep_days);
   auto sent = co_await session->record_call(wire::Method::kBucketCreate, home_group_of(bucket.name),
                                             wire::encode(create), deadline);
   if (!sent) co_return fail(std::move(sent).error().with("bucket '" + bucket.name + "'"));
   co_return {};
 }
 
-Task<BucketSummary> show_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline) {
+namespace {
+
+Task<wire::BucketInfo> look_at(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline) {
   CO_CHECK_OK(check_bucket_name(bucket));
   wire::BucketShow show;
   show.set_bucket(bucket);
   auto sent =
       co_await session->record_call(wire::Method::kBucketShow, home_group_of(bucket), wire::encode(show), deadline);
+  if (!sent) co_return fail(std::move(sent).error().with("bucket '" + bucket + "'"));
+  wire::BucketInfo info;
+  CO_CHECK_OK(wire::decode(sent->message, info, "bucket info"));
+  co_return std::move(info);
+}
+
+}  // namespace
+
+Task<BucketSummary> show_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline) {
+  CO_TRY(const auto info, co_await look_at(std::move(session), std::move(bucket), deadline));
+  co_return summary_of(info);
+}
+
+Task<BucketSummary> set_bucket(std::shared_ptr<Session> session, std::string bucket, BucketChange change,
+                               rt::TimePoint deadline) {
+  CO_TRY(const auto before, co_await look_at(session, bucket, deadline));
+  wire::BucketSet set;
+  set.set_bucket(bucket);
+  set.set_id(before.id());
+  set.set_revision(before.revision());
+  if (change.keep_last) set.mutable_change()->set_keep_last(*change.keep_last);
+  if (change.keep_every) set.mutable_change()->set_keep_every(*change.keep_every);
+  if (change.keep_days) set.mutable_change()->set_keep_days(*change.keep_days);
+  auto sent =
+      co_await session->record_call(wire::Method::kBucketSet, home_group_of(bucket), wire::encode(set), deadline);
   if (!sent) co_return fail(std::move(sent).error().with("bucket '" + bucket + "'"));
   wire::BucketInfo info;
   CO_CHECK_OK(wire::decode(sent->message, info, "bucket info"));
@@ -68,12 +100,16 @@ Task<std::vector<BucketSummary>> list_buckets(std::shared_ptr<Session> session, 
 }
 
 Task<void> remove_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline) {
-  CO_CHECK_OK(check_bucket_name(bucket));
+  // Named by its id: a copy of the request that arrives late must not remove a bucket that was made since.
+  CO_TRY(const auto meant, co_await look_at(session, bucket, deadline));
   wire::BucketRemove remove;
   remove.set_bucket(bucket);
+  remove.set_id(meant.id());
   auto sent =
       co_await session->record_call(wire::Method::kBucketRemove, home_group_of(bucket), wire::encode(remove), deadline);
-  if (!sent) co_return fail(std::move(sent).error().with("bucket '" + bucket + "'"));
+  // Gone since it was looked up: by the first copy of this request, or by another caller.
+  if (!sent && sent.error().code != Errc::kNotFound)
+    co_return fail(std::move(sent).error().with("bucket '" + bucket + "'"));
   co_return {};
 }
 

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,10 +20,22 @@ struct BucketSummary {
   std::uint32_t copies = 1;
   std::uint64_t quota_bytes = 0;
   std::int64_t created_unix_nanos = 0;
+  std::uint32_t keep_last = 0;
+  std::uint64_t keep_every = 0;
+  std::uint32_t keep_days = 0;
+};
+/// What of a bucket's policy is to change; absent: stays.
+struct BucketChange {
+  std::optional<std::uint32_t> keep_last;
+  std::optional<std::uint64_t> keep_every;
+  std::optional<std::uint32_t> keep_days;
 };
 Task<void> create_bucket(std::shared_ptr<Session> session, BucketSummary bucket, rt::TimePoint deadline);
 Task<BucketSummary> show_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline);
 Task<std::vector<BucketSummary>> list_buckets(std::shared_ptr<Session> session, rt::TimePoint deadline);
+/// errors: kNotFound;  kConflict  somebody else changed it at the same time
+Task<BucketSummary> set_bucket(std::shared_ptr<Session> session, std::string bucket, BucketChange change,
+                               rt::TimePoint deadline);
 /// errors: kConflict  not empty;  kNotFound
 Task<void> remove_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline);
 

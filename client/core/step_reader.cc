@@ -35,6 +35,8 @@ Result<StepSummary> summary_of(const wire::StepInfo& info) {
   s.committed_unix_nanos = info.committed_unix_nanos();
   s.launch = {info.launch().job(), info.launch().restart()};
   s.run_epoch = {info.run_epoch().loss(), info.run_epoch().count()};
+  s.pinned = info.pinned();
+  s.pin_revision = info.pin_revision();
   return s;
 }
 
@@ -252,50 +254,6 @@ Task<RunPage> list_runs(std::shared_ptr<Session> session, std::string bucket, st
   wire::RunListReply reply;
   CO_CHECK_OK(wire::decode(sent->message, reply, "run list"));
   co_return RunPage{{reply.runs().begin(), reply.runs().end()}, reply.more()};
-}
-
-Task<std::uint32_t> remove_steps(std::shared_ptr<Session> session, std::string bucket, std::string run,
-                                 std::optional<std::uint64_t> step, std::optional<std::uint64_t> after,
-                                 rt::TimePoint deadline) {
-  CO_CHECK_OK(check_bucket_name(bucket));
-  CO_CHECK_OK(check_run_name(run));
-  // The steps that are meant, by their owners: a copy of the request that arrives late must not remove a step that has
-  // been saved again since.
-  wire::StepRemove ask;
-  ask.set_bucket(bucket);
-  ask.set_run(run);
-  if (step) ask.mutable_step()->set_step(*step);
-  if (after) ask.mutable_after()->set_step(*after);
-  if (step) {
-    wire::StepOpen open;
-    open.set_bucket(bucket);
-    open.set_run(run);
-    open.mutable_step()->set_step(*step);
-    auto found =
-        co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(open), deadline);
-    if (!found) co_return fail(std::move(found).error().with(bucket + "/" + run));
-    wire::StepInfo info;
-    CO_CHECK_OK(wire::decode(found->message, info, "step info"));
-    ask.add_owners(info.owner());
-  } else {
-    for (auto from = after;;) {
-      CO_TRY(auto page, co_await list_steps(session, bucket, run, from, 1000, deadline));
-      for (const auto& found : page.steps) ask.add_owners(std::string(found.owner.view()));
-      if (!page.more || page.steps.empty()) break;
-      from = page.steps.back().step;
-    }
-    if (ask.owners_size() == 0) co_return 0;
-  }
-  auto sent =
-      co_await session->record_call(wire::Method::kStepRemove, home_of(bucket, run), wire::encode(ask), deadline);
-  // Gone since it was looked up: by the first copy of this request, or by another caller.
-  if (!sent && step && sent.error().code == Errc::kNotFound) co_return 1;
-  if (!sent)
-    co_return fail(std::move(sent).error().with(bucket + "/" + run + (step ? " step " + std::to_string(*step) : "")));
-  wire::StepRemoveReply reply;
-  CO_CHECK_OK(wire::decode(sent->message, reply, "remove reply"));
-  if (sent->repeated) co_return static_cast<std::uint32_t>(ask.owners_size());  // an earlier copy may have done it
-  co_return reply.removed();
 }
 
 Task<Activity> run_activity(std::shared_ptr<Session> session, std::string bucket, std::string run,

@@ -30,6 +30,8 @@ struct StepSummary {
   std::int64_t committed_unix_nanos = 0;
   Launch launch;
   RunEpoch run_epoch;
+  bool pinned = false;
+  std::uint64_t pin_revision = 0;
 };
 Result<StepSummary> summary_of(const wire::StepInfo& info);
 
@@ -95,10 +97,6 @@ struct RunPage {
 };
 Task<RunPage> list_runs(std::shared_ptr<Session> session, std::string bucket, std::string after, std::uint32_t limit,
                         rt::TimePoint deadline);
-/// Removes one step, or with `after` all later ones. Returns how many. errors: kNotFound
-Task<std::uint32_t> remove_steps(std::shared_ptr<Session> session, std::string bucket, std::string run,
-                                 std::optional<std::uint64_t> step, std::optional<std::uint64_t> after,
-                                 rt::TimePoint deadline);
 struct Activity {
   bool active = false;
   Launch launch;

@@ -96,6 +96,10 @@ Parsed parse_options(int argc, char** argv) {
   add_duration(app, "--garbage-grace", options.garbage_grace,
                "How long chunks must be dead before they are freed [10m]");
   add_duration(app, "--garbage-interval", options.garbage_interval, "Between looks for dead chunks [1m]");
+  add_duration(app, "--reader-ttl", options.reader_ttl,
+               "How long what a reader has open is kept for it without a sign of life [60s]");
+  add_duration(app, "--retention-interval", options.retention_interval,
+               "Between looks for steps that no rule of their bucket keeps [1m]");
   add_duration(app, "--rank-silence", options.rank_silence, "After which a silent rank fails its save [30s]");
   app.add_option("--log-level", options.log_level, "Least level of log lines on stderr")
       ->transform(CLI::CheckedTransformer(std::map<std::string, rt::Level>{{"debug", rt::Level::kDebug},
@@ -136,6 +140,8 @@ Parsed parse_options(int argc, char** argv) {
           std::string::npos)
     return wrong("--node must be 1 to 255 letters, digits, '.', '_' or '-'");
   if (options.rank_silence < std::chrono::milliseconds(100)) return wrong("--rank-silence must be at least 100ms");
+  if (options.reader_ttl < std::chrono::seconds(1)) return wrong("--reader-ttl must be at least 1s");
+  if (options.retention_interval < std::chrono::seconds(1)) return wrong("--retention-interval must be at least 1s");
   if (options.garbage_interval < std::chrono::milliseconds(1)) return wrong("--garbage-interval must be at least 1ms");
   if (app.count("--unix-socket") > 0) options.unix_socket = unix_socket;
   return parsed;

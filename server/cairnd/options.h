@@ -28,6 +28,8 @@ struct CairndOptions {
 
   rt::Duration garbage_grace = std::chrono::minutes(10);
   rt::Duration garbage_interval = std::chrono::minutes(1);
+  rt::Duration reader_ttl = std::chrono::seconds(60);
+  rt::Duration retention_interval = std::chrono::minutes(1);
   rt::Duration rank_silence = std::chrono::seconds(30);
   rt::Level log_level = rt::Level::kInfo;
 };

@@ -153,6 +153,8 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.checkpoints.rank_silence_max = options.rank_silence;
   daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
   daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
+  daemon_options.readers.ttl = options.reader_ttl;
+  daemon_options.retention.interval = options.retention_interval;
   daemon_options.garbage.grace = options.garbage_grace;
   daemon_options.garbage.interval = options.garbage_interval;
   daemon_options.lost_targets = options.lost_targets;

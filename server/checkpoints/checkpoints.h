@@ -82,6 +82,9 @@ class Checkpoints {
   /// Fails attempts with silent ranks and forgets old failures. Runs for ever.
   Task<void> watch();
 
+  /// Called with bucket and run when a step was committed or unpinned.
+  void on_change(std::function<void(const std::string&, const std::string&)> told) { on_change_ = std::move(told); }
+
   /// The daemon is about to stop: status() and commit() wait no longer.
   void drain();
   /// Ends merges where they are; start() of the next process does them again.
@@ -215,6 +218,7 @@ class Checkpoints {
   std::map<std::string, Refusal> refused_;
   std::uint64_t ends_ = 0;  // so that what was read before an end is not taken for open after it
   Stats stats_;
+  std::function<void(const std::string&, const std::string&)> on_change_;
   bool draining_ = false;
   rt::Semaphore merge_memory_;
   rt::Scope scope_;

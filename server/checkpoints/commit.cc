@@ -86,6 +86,7 @@ Task<void> Checkpoints::merge_and_commit(LivePtr live) {
     runtime_.log.write(rt::Level::kInfo, "checkpoints_committed",
                        {{"bucket", live->bucket}, {"run", live->run}, {"step", std::to_string(live->step)}});
     end(live);
+    if (on_change_) on_change_(live->bucket, live->run);
     co_return {};
   }
   co_return co_await fail_attempt(live, std::move(outcome).error().with(live->name()));

@@ -6,6 +6,7 @@
 #include "proto/common/units.h"
 #include "proto/wire/records.pb.h"
 #include "server/checkpoints/found.h"
+#include "server/checkpoints/removal.h"
 #include "server/records/keys.h"
 
 // Committed steps.
@@ -21,17 +22,14 @@ Result<records::Step> step_of(const storage::Record& record) {
   return step;
 }
 
-/// Hides the step; its owner goes when nobody reads it any more.
 /// Returns false, and adds nothing, for a step that is not one of those meant. errors: kConflict  it is pinned
 Result<bool> add_removal(const storage::Record& record, const std::string& bucket, const std::string& run,
                          const std::set<std::string>& owners, Edit& edit, std::vector<std::uint64_t>& removed) {
   TRY(const auto step, step_of(record));
   if (!owners.empty() && !owners.contains(step.info().owner())) return false;
   if (step.info().pinned()) return fail(pinned(bucket, run, step.info().step()));
-  auto owner = OwnerId::from_bytes(step.info().owner());
-  if (!owner) return fail(Errc::kDataLoss, "step record: " + owner.error().message);
-  edit.unchanged(record.key, record.version).erase(record.key);
-  Readers::hide(*owner, bucket, run, edit);
+  TRY(const auto owner, owner_from(step.info().owner()));
+  remove_step(bucket, run, {.step = step.info().step(), .owner = owner, .version = record.version}, edit);
   removed.push_back(step.info().data_bytes());
   return true;
 }
@@ -201,7 +199,10 @@ Task<wire::StepInfo> Checkpoints::step_pin(wire::StepPin request) {
     Edit edit(group);
     edit.unchanged(key, step.version).put(key, step.value);
     auto done = co_await edit.apply(records_);
-    if (done) co_return std::move(info);
+    if (done) {
+      if (on_change_ && !request.pinned()) on_change_(bucket, run);
+      co_return std::move(info);
+    }
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error().with(what));
   }
 }

@@ -45,6 +45,7 @@ class DaemonImpl final : public Daemon {
         objects_(runtime, *store_, *coordinator_, buckets_, owners_, readers_, usage_, options.objects),
         checkpoints_(runtime, first(targets), *store_, units, *coordinator_, buckets_, owners_, readers_, usage_,
                      with_bugs(options)),
+        retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
         liveness_(make_liveness(*store_, *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
         chunks_(runtime, first(targets).chunks(), owners_, usage_, units.units() / 2, chunk_options(options)),
@@ -75,6 +76,9 @@ class DaemonImpl final : public Daemon {
     background_.spawn(records_.bring_up(*store_));
     background_.spawn(checkpoints_.watch());
     background_.spawn(objects_.sweep());
+    checkpoints_.on_change(
+        [this](const std::string& bucket, const std::string& run) { retention_.look_at(bucket, run); });
+    background_.spawn(retention_.run());
     background_.spawn(readers_.run());
     background_.spawn(garbage_->run());
     background_.spawn(usage_.watch());
@@ -91,7 +95,9 @@ class DaemonImpl final : public Daemon {
   const ClusterMap& map() const override { return *coordinator_->map(); }
   storage::RecordStore& records() override { return *store_; }
   std::optional<Error> failure() const override { return members_.failure(); }
-  Stats stats() const override { return {checkpoints_.stats(), readers_.stats(), garbage_->stats()}; }
+  Stats stats() const override {
+    return {checkpoints_.stats(), readers_.stats(), retention_.stats(), garbage_->stats()};
+  }
   std::string metrics(const rpc::Server::Stats& rpc) const override;
 
   void drain() override { checkpoints_.drain(); }
@@ -112,6 +118,13 @@ class DaemonImpl final : public Daemon {
     auto out = options.readers;
     out.unasked |= options.bugs.readers_unasked;
     out.takeover_unwaited |= options.bugs.takeover_unwaited;
+    return out;
+  }
+  static Retention::Options retention_options(const Options& options) {
+    auto out = options.retention;
+    out.pins_ignored |= options.bugs.retention_unpinned;
+    out.one_fewer |= options.bugs.retention_one_fewer;
+    out.blind |= options.bugs.retention_blind;
     return out;
   }
   static ChunkService::Options chunk_options(const Options& options) {
@@ -161,6 +174,7 @@ class DaemonImpl final : public Daemon {
   Readers readers_;
   Objects objects_;
   Checkpoints checkpoints_;
+  Retention retention_;
   std::unique_ptr<Liveness> liveness_;
   std::unique_ptr<Garbage> garbage_;
   ChunkService chunks_;
@@ -226,8 +240,11 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await serve(buckets_, &Buckets::list);
     case Method::kBucketRemove:
       co_return co_await serve(buckets_, &Buckets::remove);
-    case Method::kBucketSet:
-      co_return co_await serve(buckets_, &Buckets::set);
+    case Method::kBucketSet: {
+      CO_TRY(auto reply, co_await serve(buckets_, &Buckets::set));
+      retention_.look_at_all();
+      co_return std::move(reply);
+    }
     case Method::kObjectBegin:
       co_return co_await serve(objects_, &Objects::begin);
     case Method::kObjectSeal:
@@ -297,6 +314,8 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.gauge("cairn_readers_open", "Steps and objects that clients have open for reading.", readers.readers);
   out.counter("cairn_readers_refused_total", "Readers refused because there were too many.", readers.refused);
   out.gauge("cairn_readers_held", "Removed steps and objects that are kept for their readers.", readers.held);
+  out.counter("cairn_retention_removed_steps_total", "Steps removed by the policies of their buckets.",
+              retention_.stats().removed);
   const auto& garbage = garbage_->stats();
   out.gauge("cairn_chunk_store_orphaned_bytes",
             "Bytes of chunks that no record names, not freed yet; at the last pass.", garbage.orphaned_bytes);

@@ -11,6 +11,7 @@
 #include "proto/rt/sync.h"
 #include "proto/rt/unit_pool.h"
 #include "server/checkpoints/checkpoints.h"
+#include "server/checkpoints/retention.h"
 #include "server/daemon/chunk_service.h"
 #include "server/garbage/garbage.h"
 #include "server/membership/membership.h"
@@ -41,6 +42,7 @@ class Daemon {
     Checkpoints::Options checkpoints;
     Objects::Options objects;
     Readers::Options readers;
+    Retention::Options retention;
     Garbage::Options garbage;
     ChunkService::Options chunks;
     Usage::Options usage;
@@ -73,6 +75,7 @@ class Daemon {
   struct Stats {
     Checkpoints::Stats checkpoints;
     Readers::Stats readers;
+    Retention::Stats retention;
     Garbage::Stats garbage;
   };
   virtual Stats stats() const = 0;

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 BIN = pathlib.Path(os.environ.get("BIN", "build/release/bin")).resolve()
@@ -107,15 +108,16 @@ class Cli(unittest.TestCase):
     # ---- usage ----
 
     def test_every_command_has_help_with_an_example(self):
-        for words in ["", "bucket", "bucket create", "bucket ls", "bucket show", "bucket rm", "put", "get", "ls", "stat",
-                      "rm", "ckpt", "ckpt save", "ckpt restore", "ckpt ls", "ckpt show", "ckpt verify", "ckpt rm"]:
+        for words in ["", "bucket", "bucket create", "bucket set", "bucket ls", "bucket show", "bucket rm", "put", "get", "ls", "stat",
+                      "rm", "ckpt", "ckpt save", "ckpt restore", "ckpt ls", "ckpt show", "ckpt verify", "ckpt pin",
+                      "ckpt unpin", "ckpt rm"]:
             self.assertIn("Example: cairn", self.text(*words.split(), "--help"), words)
 
     def test_wrong_usage_is_exit_2(self):
         for words in ["", "frob", "bucket", "bucket frob", "put x", "ckpt save b/r x", "ckpt save b/r --step -1 x",
                       "ckpt save b/r --step 99999999999999999999 x", "ckpt save b/r --step 1.5 x", "ckpt rm b/r",
                       "ckpt rm b/r --step 1 --after 2", "ckpt ls b c", "ls b/k", "ckpt show b",
-                      "ckpt restore b/../r d", "bucket create a/b", "get cairn://b/k - --range 9-5"]:
+                      "ckpt restore b/../r d", "bucket create a/b", "bucket set b", "bucket set b --keep-last -1", "ckpt pin b/r", "get cairn://b/k - --range 9-5"]:
             self.run_cairn(*words.split(), code=2)
 
     def test_no_daemon_is_exit_7_and_says_where_it_looked(self):
@@ -253,6 +255,40 @@ class Cli(unittest.TestCase):
                         ["verify", bucket + "/none"]]:
             self.run_cairn("ckpt", *command, code=3)
         self.assertFalse((self.dir / "x").exists())
+
+    def test_retention_keeps_what_the_rules_and_pins_name(self):
+        def steps():
+            return [s["step"] for s in self.json_lines("ckpt", "ls", run)]
+
+        def eventually(wanted):  # the service removes in the background
+            for _ in range(300):
+                if steps() == wanted:
+                    break
+                time.sleep(0.1)
+            self.assertEqual(steps(), wanted)
+
+        self.run_cairn("bucket", "create", self.bucket, "--keep-last", 3, "--keep-every", 10)
+        shown = self.json("bucket", "show", self.bucket)
+        self.assertEqual((shown["keep_last"], shown["keep_every"], shown["keep_days"]), (3, 10, 0))
+        self.assertIn("last 3, every 10", self.text("bucket", "show", self.bucket))
+        run = self.bucket + "/r"
+        file = self.write("f", b"some bytes")
+        for step in [1, 10, 11, 12, 13]:
+            self.run_cairn("ckpt", "save", run, "--step", step, file)
+        eventually([10, 11, 12, 13])
+        self.run_cairn("ckpt", "pin", run, "--step", 11)
+        self.run_cairn("ckpt", "pin", run, "--step", 11)  # done already is done
+        self.assertEqual([s["step"] for s in self.json_lines("ckpt", "ls", run) if s["pinned"]], [11])
+        self.assertEqual(self.json("bucket", "set", self.bucket, "--keep-last", 1, "--keep-every", 0)["keep_last"], 1)
+        eventually([11, 13])
+        self.assertIn("pinned", self.error("ckpt", "rm", run, "--step", 11, code=4))
+        self.assertIn("pinned", self.error("ckpt", "rm", run, "--after", 1, code=4))
+        self.run_cairn("ckpt", "save", run, "--step", 11, file, "--overwrite", code=4)
+        self.assertEqual(steps(), [11, 13])
+        self.run_cairn("ckpt", "unpin", run, "--step", 11)
+        eventually([13])
+        self.run_cairn("ckpt", "pin", run, "--step", 11, code=3)
+        self.assertIn("all", self.text("bucket", "set", self.bucket, "--keep-last", 0))
 
     def test_a_committed_step_is_replaced_only_when_asked(self):
         run = self.make_bucket() + "/r"

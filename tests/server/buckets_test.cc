@@ -109,3 +109,55 @@ TEST_CASE("buckets: what is added while one is being removed is added before or 
   CHECK(added > 0);
   CHECK(removed > 0);
 }
+
+TEST_CASE("buckets: a removal or change that arrives late does not touch a bucket that was made since", "[server]") {
+  Fixture f;
+  REQUIRE(f.make_bucket("b"));
+  wire::BucketShow show;
+  show.set_bucket("b");
+  const auto first = *f.call<wire::BucketInfo>(Method::kBucketShow, show);
+  wire::BucketRemove remove;
+  remove.set_bucket("b");
+  remove.set_id(first.id());
+  wire::BucketSet set;
+  set.set_bucket("b");
+  set.set_id(first.id());
+  set.mutable_change()->set_keep_last(1);
+  REQUIRE(f.call<wire::Empty>(Method::kBucketRemove, remove));
+  CHECK(f.call<wire::Empty>(Method::kBucketRemove, remove).error().code == Errc::kNotFound);
+  REQUIRE(f.make_bucket("b"));
+  CHECK(f.call<wire::Empty>(Method::kBucketRemove, remove).error().code == Errc::kNotFound);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, set).error().code == Errc::kNotFound);
+  const auto second = *f.call<wire::BucketInfo>(Method::kBucketShow, show);
+  CHECK(second.id() != first.id());
+  CHECK(second.policy().keep_last() == 0);
+}
+
+TEST_CASE("buckets: a policy is changed in parts, against the revision that was seen", "[server]") {
+  Fixture f;
+  wire::BucketCreate create;
+  create.set_bucket("b");
+  create.mutable_policy()->set_keep_last(3);
+  REQUIRE(f.call<wire::Empty>(Method::kBucketCreate, create));
+  wire::BucketSet set;
+  set.set_bucket("b");
+  set.mutable_change()->set_keep_every(10);
+  const auto changed = *f.call<wire::BucketInfo>(Method::kBucketSet, set);
+  CHECK(changed.policy().keep_last() == 3);
+  CHECK(changed.policy().keep_every() == 10);
+  CHECK(changed.revision() == 1);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, set)->revision() == 1);  // sent again: done already
+  auto other = set;
+  other.mutable_change()->set_keep_every(20);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, other).error().code == Errc::kConflict);
+  other.set_revision(1);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, other)->policy().keep_every() == 20);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, set).error().code == Errc::kConflict);  // the late copy
+  other.set_revision(2);
+  other.mutable_change()->set_keep_days(40'000);
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketSet, other).error().code == Errc::kInvalid);
+  f.restart_after(sim::Death::kPowerLoss);
+  wire::BucketShow show;
+  show.set_bucket("b");
+  CHECK(f.call<wire::BucketInfo>(Method::kBucketShow, show)->policy().keep_every() == 20);
+}

@@ -6,6 +6,7 @@
 #include "client/core/save.h"
 #include "client/core/session.h"
 #include "client/core/step_reader.h"
+#include "client/core/steps.h"
 #include "proto/common/checksum.h"
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
@@ -787,9 +788,13 @@ Task<void> Workload::administer(Workload* w) {
       const bool after = draw.chance(0.3);
       const auto number = history.delete_called(step, after, asked);
       Call call(*w, "admin remove_steps");
-      auto removed =
-          co_await client::remove_steps(session, kBucket, history.run(), after ? std::nullopt : std::optional(step),
-                                        after ? std::optional(step) : std::nullopt, node->now() + kCallTimeout);
+      Result<void> removed;
+      if (after) {
+        auto all = co_await client::remove_steps_after(session, kBucket, history.run(), step, kCallTimeout);
+        if (!all) removed = fail(std::move(all).error());
+      } else {
+        removed = co_await client::remove_step(session, kBucket, history.run(), step, node->now() + kCallTimeout);
+      }
       history.delete_ended(number, removed ? History::Deleted::kYes : History::Deleted::kMaybe, w->world_.now());
     }
   }

@@ -144,6 +144,8 @@ class Client {
   Result<void> create_bucket(BucketOptions options);
   Result<BucketInfo> bucket(std::string name);
   Result<std::vector<BucketInfo>> buckets();
+  /// Once it returns, nothing is removed by the policy before any more.
+  Result<BucketInfo> set_bucket(std::string name, BucketChange change);
   /// errors: kConflict  not empty
   Result<void> remove_bucket(std::string name);
 
@@ -178,13 +180,23 @@ class Client {
   /// errors: kFenced  a newer launch was here;  kInvalid  no launch id;  kNotFound  bucket, or the step to resume
   Result<Run> open_run(RunOptions options);
   Future<Run> open_run_async(RunOptions options);
-  /// To read only: no launch, nothing fenced. Default: the highest committed step.
+  /// To read only: no launch, nothing fenced. Default: the highest committed step. As long as a handle lives, the step
+  /// can be read, also when it is removed meanwhile; after a minute without contact to the daemon it may be gone
+  /// (kDeleted). errors: kNotFound;  kBusy  this client, or all, have too much open
   Result<Step> open_step(std::string run, std::optional<std::uint64_t> step = {});
   Future<Step> open_step_async(std::string run, std::optional<std::uint64_t> step = {});
   Result<Page<std::string>> runs(std::string bucket, std::string after = {}, std::uint32_t limit = 1000);
   Result<Page<StepInfo>> steps(std::string run, std::optional<std::uint64_t> after = {}, std::uint32_t limit = 1000);
+  /// Who has the step open can read it to the end. errors: kNotFound;  kConflict  it is pinned
   Result<void> remove_step(std::string run, std::uint64_t step);
-  Result<std::uint32_t> remove_steps_after(std::string run, std::uint64_t step);
+  /// From the highest down, many in one transaction; when it is interrupted, call it again. Returns how many were
+  /// removed; `progress` is told done and in all, from the client's thread.
+  /// errors: kConflict  some are pinned: nothing is removed
+  Result<std::uint64_t> remove_steps_after(std::string run, std::uint64_t step,
+                                           std::function<void(std::uint64_t, std::uint64_t)> progress = {});
+  /// A pinned step is neither removed, by anybody or by retention, nor replaced, until it is unpinned.
+  Result<void> pin_step(std::string run, std::uint64_t step);
+  Result<void> unpin_step(std::string run, std::uint64_t step);
   Result<RunActivity> activity(std::string run);
   /// What became of an attempt (Save::attempt()): answers while the step lives, for failed attempts one hour.
   Result<AttemptStatus> status(std::string run, std::string attempt);

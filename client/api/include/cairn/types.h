@@ -92,12 +92,26 @@ struct BucketOptions {
   std::string name{};
   std::uint32_t copies = 1;
   std::uint64_t quota_bytes = 0;  // 0: none
+  // Retention of steps: the service removes what none of these keeps. All 0: everything is kept. The newest step of a
+  // run, pinned steps and the step from which the current launch resumes are kept in any case.
+  std::uint32_t keep_last = 0;   // the highest so many of each run
+  std::uint64_t keep_every = 0;  // those divisible by it
+  std::uint32_t keep_days = 0;   // those committed in the last so many days, by the daemon's wall clock
+};
+/// What of a bucket's options is to change; absent: stays.
+struct BucketChange {
+  std::optional<std::uint32_t> keep_last{};
+  std::optional<std::uint64_t> keep_every{};
+  std::optional<std::uint32_t> keep_days{};
 };
 struct BucketInfo {
   std::string name{};
   std::uint32_t copies = 1;
   std::uint64_t quota_bytes = 0;
   std::int64_t created_unix_nanos = 0;
+  std::uint32_t keep_last = 0;
+  std::uint64_t keep_every = 0;
+  std::uint32_t keep_days = 0;
 };
 
 struct ObjectInfo {
@@ -141,6 +155,7 @@ struct StepInfo {
   std::uint32_t blobs = 0;
   std::int64_t committed_unix_nanos = 0;
   LaunchId launch{};
+  bool pinned = false;
 };
 struct RunActivity {
   bool active = false;  // ranks of an open attempt spoke lately
