@@ -124,7 +124,7 @@ Parsed parse_options(int argc, char** argv) {
     return wrong(error.what());
   }
   // Until records and chunks go to all members of their groups.
-  if (options.data.size() > 1) return wrong("one --data directory is supported");
+  if (options.data.size() > 1) return wrong("--data is given several times: one directory is supported");
   if (options.data.size() > kDirectoriesMax)
     return wrong("--data is given " + std::to_string(options.data.size()) + " times, at most " +
                  std::to_string(kDirectoriesMax) + " are allowed");

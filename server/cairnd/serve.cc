@@ -10,13 +10,11 @@
 
 #include "proto/rpc/rpc.h"
 #include "proto/runtime/address.h"
+#include "server/cairnd/directories.h"
 #include "server/cairnd/faults.h"
 #include "server/daemon/daemon.h"
 #include "server/http/http.h"
 #include "server/http/metrics_text.h"
-#include "storage/disk/directory.h"
-#include "storage/index/rocksdb_index.h"
-#include "storage/target/target.h"
 
 namespace cairn::server {
 namespace {
@@ -100,28 +98,16 @@ HttpReply answer_http(const Stack& stack, const std::string& path) {
   if (path == "/readyz") {
     if (const auto failure = stack.daemon->failure())
       return {.status = 503, .type = "text/plain", .body = "the target has failed: " + failure->message + "\n"};
-    return {.status = 200, .type = "text/plain", .body = "ready\n"};
+    std::string body = "ready\n";
+    for (const auto& target : stack.daemon->map().targets)
+      if (target.out) body += "degraded: target " + target.uuid.text() + " (" + target.directory + ") is out\n";
+    return {.status = 200, .type = "text/plain", .body = std::move(body)};
   }
   if (path == "/metrics")
     return {.status = 200,
             .type = "text/plain; version=0.0.4",
             .body = stack.daemon->metrics(stack.rpc->stats()) + process_metrics()};
   return {.status = 404, .type = "text/plain", .body = "not here; try /healthz, /readyz or /metrics\n"};
-}
-
-Task<std::unique_ptr<storage::Target>> open_target(rt::RealRuntime& real, const CairndOptions& options,
-                                                   std::string directory, std::uint64_t index_bytes,
-                                                   storage::PlantedBugs bugs, rt::UnitPool& units) {
-  const auto runtime = real.seams();
-  CO_TRY(auto io, storage::Io::create(runtime, real.loop(), {.backend = options.io}));
-  CO_TRY(auto disk, co_await storage::open_directory(runtime, std::move(io), directory));
-  // Before the index, which makes files.
-  CO_CHECK_OK(co_await storage::Target::check(*disk));
-  CO_TRY(auto index,
-         co_await storage::open_rocksdb_index(runtime, directory + "/index", {.memory_bytes = index_bytes}));
-  storage::Target::Options target_options;
-  target_options.bugs = bugs;
-  co_return co_await storage::Target::open(runtime, std::move(disk), std::move(index), units, target_options);
 }
 
 }  // namespace
@@ -139,12 +125,8 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
 
   Stack stack;
   CO_TRY(stack.units, rt::UnitPool::create(runtime.loop, shares.units));
-  for (const auto& directory : options.data) {
-    auto target = co_await open_target(real, options, directory, shares.index_bytes / options.data.size(),
-                                       faults.storage, *stack.units);
-    if (!target) co_return fail(std::move(target).error().with("--data " + directory));
-    stack.targets.add(directory, *std::move(target));
-  }
+  CO_CHECK_OK(
+      co_await open_directories(real, options, shares.index_bytes, faults.storage, *stack.units, stack.targets));
   CO_TRY(auto local, listen_unix(runtime, options));
 
   Daemon::Options daemon_options;

@@ -42,7 +42,8 @@ struct LocalMap {
 ///           kUnavailable  as may_start()
 Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost = {});
 
-/// The map that lies on a target; nothing when it never belonged to a cluster. errors: kDataLoss
-Task<std::optional<ClusterMap>> stored_map(storage::Target& target);
+/// The newest map that lies on these targets; nothing when they never belonged to a cluster. Targets on which it cannot
+/// be read are passed over. errors: kDataLoss  it can be read on none of them
+Task<std::optional<ClusterMap>> newest_map(const TargetSet& targets);
 
 }  // namespace cairn::server

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -76,8 +77,7 @@ Task<std::uint64_t> stored_term(storage::Target& target) {
   co_return storage::get_field<std::uint64_t>(*stored, 0);
 }
 
-}  // namespace
-
+/// The map that lies on a target; nothing when it never belonged to a cluster.
 Task<std::optional<ClusterMap>> stored_map(storage::Target& target) {
   CO_TRY(auto stored, co_await target.index().get(storage::Table::kMeta, kMapKey));
   if (!stored) co_return std::nullopt;
@@ -85,41 +85,79 @@ Task<std::optional<ClusterMap>> stored_map(storage::Target& target) {
   co_return map;
 }
 
-Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost) {
+Result<void> check_belong(const TargetSet& targets, const std::map<Uuid, ClusterMap>& maps, const ClusterMap& newest) {
+  for (const auto& entry : targets.all()) {
+    const auto found = maps.find(entry.target->uuid());
+    if (found == maps.end()) continue;
+    if (found->second.cluster != newest.cluster)
+      return fail(Errc::kInvalid, entry.directory + " belongs to cluster " + found->second.cluster.text() +
+                                      ", the other directories to " + newest.cluster.text());
+    if (newest.target(found->first) == nullptr)
+      return fail(Errc::kInvalid, entry.directory + ": target " + found->first.text() +
+                                      " was declared lost; empty the directory to use it again");
+  }
+  return {};
+}
+
+std::set<Uuid> usable(const TargetSet& targets) {
+  std::set<Uuid> out;
+  for (const auto& entry : targets.all())
+    if (!entry.target->committer().failure()) out.insert(entry.target->uuid());
+  return out;
+}
+
+}  // namespace
+
+Task<std::optional<ClusterMap>> newest_map(const TargetSet& targets) {
   std::optional<ClusterMap> newest;
-  std::vector<std::pair<const TargetSet::Entry*, ClusterMap>> found;
-  std::vector<storage::Target*> all;
-  std::set<Uuid> present;
-  std::uint64_t term = 0;
+  std::optional<Error> failure;
+  bool read = false;
   for (const auto& entry : targets.all()) {
     auto map = co_await stored_map(*entry.target);
-    if (!map) co_return fail(std::move(map).error().with(entry.directory));
-    CO_TRY(const auto known, co_await stored_term(*entry.target));
-    term = std::max(term, known);
-    present.insert(entry.target->uuid());
-    all.push_back(entry.target.get());
-    if (!*map) continue;
-    if (!newest || age(*newest) < age(**map)) newest = *map;
-    found.emplace_back(&entry, **std::move(map));
+    if (!map) {
+      failure = std::move(map).error().with(entry.directory);
+      continue;
+    }
+    read = true;
+    if (*map && (!newest || age(*newest) < age(**map))) newest = **std::move(map);
+  }
+  if (!read && failure) co_return fail(*std::move(failure));
+  co_return newest;
+}
+
+Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost) {
+  std::map<Uuid, ClusterMap> maps;
+  std::uint64_t term = 0;
+  CO_TRY(auto newest, co_await newest_map(targets));
+  for (const auto& entry : targets.all()) {
+    // One on which they cannot be read has failed, as one that cannot be opened.
+    auto map = co_await stored_map(*entry.target);
+    auto known = co_await stored_term(*entry.target);
+    if (!map || !known) {
+      entry.target->committer().fail_stop(map ? std::move(known).error() : std::move(map).error());
+      continue;
+    }
+    term = std::max(term, *known);
+    if (*map) maps.emplace(entry.target->uuid(), **std::move(map));
   }
   LocalMap out;
   if (newest) {
-    for (const auto& [entry, map] : found) {
-      if (map.cluster != newest->cluster)
-        co_return fail(Errc::kInvalid, entry->directory + " belongs to cluster " + map.cluster.text() +
-                                           ", the other directories to " + newest->cluster.text());
-      if (newest->target(entry->target->uuid()) == nullptr)
-        co_return fail(Errc::kInvalid, entry->directory + ": target " + entry->target->uuid().text() +
-                                           " was declared lost; empty the directory to use it again");
-    }
-    CO_TRY(out.forced, may_start(*newest, present, lost));
+    CO_CHECK_OK(check_belong(targets, maps, *newest));
+    CO_CHECK_OK(may_start(*newest, usable(targets), lost));
     term = std::max(term, newest->term);
   } else if (!lost.empty()) {
     co_return fail(Errc::kInvalid, "--lost-target names a target, but no directory holds a map");
   }
   std::string value;
   storage::put_field(value, term + 1);
-  CO_CHECK_OK(co_await write_everywhere(std::move(all), kTermKey, std::move(value)));
+  std::vector<storage::Target*> all;
+  for (const auto& uuid : usable(targets)) all.push_back(targets.find(uuid));
+  if (auto written = co_await write_everywhere(std::move(all), kTermKey, std::move(value)); !written) {
+    if (!newest) co_return fail(std::move(written).error());
+  }
+  if (newest) {  // again: some may have failed
+    CO_TRY(out.forced, may_start(*newest, usable(targets), lost));
+  }
   out.coordinator = std::make_unique<Local>(targets, std::move(newest), term + 1);
   co_return out;
 }

@@ -1,5 +1,6 @@
 #include "server/daemon/daemon.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "proto/common/text.h"
@@ -134,6 +135,7 @@ class DaemonImpl final : public Daemon {
   }
   static storage::Target& first(const TargetSet& targets) { return *targets.all().front().target; }
 
+  void target_metrics(MetricsText& out) const;
   Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
   Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
@@ -293,9 +295,56 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
                  "method " + std::to_string(static_cast<int>(method)) + " is not known to this version");
 }
 
+void DaemonImpl::target_metrics(MetricsText& out) const {
+  struct Row {
+    std::string uuid, directory, state;
+    std::uint64_t free_bytes = 0, total_bytes = 0;
+  };
+  std::vector<Row> rows;
+  for (const auto& known : map().targets) {
+    Row row{.uuid = known.uuid.text(), .directory = known.directory, .state = "missing"};
+    if (auto* target = targets_.find(known.uuid)) {
+      const bool syncing = std::ranges::any_of(map().groups, [&](const GroupRange& range) {
+        const auto* member = range.member(known.uuid);
+        return member != nullptr && !member->serving;
+      });
+      row.state = target->committer().failure() ? "failed" : syncing ? "syncing" : "serving";
+      const auto stats = target->chunks().stats();
+      row.free_bytes = stats.free_bytes;
+      row.total_bytes = stats.total_bytes;
+    }
+    rows.push_back(std::move(row));
+  }
+  out.family("cairn_target_state", "1 for the state of each data directory: serving, syncing, failed or missing.",
+             MetricsText::Type::kGauge);
+  for (const auto& row : rows)
+    out.sample({{"target", row.uuid}, {"directory", row.directory}, {"state", row.state}}, 1U);
+  out.family("cairn_target_free_bytes", "Free bytes of the directory's disk.", MetricsText::Type::kGauge);
+  for (const auto& row : rows) out.sample({{"target", row.uuid}, {"directory", row.directory}}, row.free_bytes);
+  out.family("cairn_target_total_bytes", "Size of the directory's disk in bytes.", MetricsText::Type::kGauge);
+  for (const auto& row : rows) out.sample({{"target", row.uuid}, {"directory", row.directory}}, row.total_bytes);
+}
+
 std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   MetricsText out;
-  const auto chunks = first(targets_).chunks().stats();
+  target_metrics(out);
+  storage::ChunkStore::Stats chunks;
+  std::uint64_t commits = 0, rounds = 0, failed = 0;
+  for (const auto& entry : targets_.all()) {
+    const auto one = entry.target->chunks().stats();
+    chunks.live_bytes += one.live_bytes;
+    chunks.chunks += one.chunks;
+    chunks.uploading_bytes += one.uploading_bytes;
+    chunks.segments += one.segments;
+    chunks.free_bytes += one.free_bytes;
+    chunks.total_bytes += one.total_bytes;
+    chunks.bytes_written += one.bytes_written;
+    chunks.bytes_read += one.bytes_read;
+    chunks.blocks_bad += one.blocks_bad;
+    commits += entry.target->committer().commits();
+    rounds += entry.target->committer().rounds();
+    if (entry.target->committer().failure()) ++failed;
+  }
   out.gauge("cairn_chunk_store_live_bytes", "Bytes of chunks in the index, padded to sectors.", chunks.live_bytes);
   out.gauge("cairn_chunk_store_chunks", "Chunks in the index.", chunks.chunks);
   out.gauge("cairn_chunk_store_uploading_bytes", "Bytes reserved by uploads under way.", chunks.uploading_bytes);
@@ -322,11 +371,9 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.counter("cairn_garbage_freed_bytes_total", "Bytes of dead chunks freed.", garbage.freed_bytes);
   out.counter("cairn_garbage_freed_chunks_total", "Dead chunks freed.", garbage.freed_chunks);
   out.counter("cairn_garbage_passes_total", "Passes of the garbage collector.", garbage.passes);
-  out.counter("cairn_committer_commits_total", "Index batches made durable.", first(targets_).committer().commits());
-  out.counter("cairn_committer_rounds_total", "Rounds of flush and sync, each shared by all that waited.",
-              first(targets_).committer().rounds());
-  out.gauge("cairn_committer_failed", "1 when the target has failed and acknowledges nothing more.",
-            first(targets_).committer().failure() ? 1 : 0);
+  out.counter("cairn_committer_commits_total", "Index batches made durable.", commits);
+  out.counter("cairn_committer_rounds_total", "Rounds of flush and sync, each shared by all that waited.", rounds);
+  out.gauge("cairn_committer_failed", "Targets that have failed and acknowledge nothing more.", failed);
   const auto saves = checkpoints_.stats();
   out.gauge("cairn_checkpoints_open_attempts", "Save attempts that ranks are writing.", saves.open);
   out.gauge("cairn_checkpoints_merging_attempts", "Save attempts whose manifests are being merged.", saves.merging);

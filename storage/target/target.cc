@@ -165,10 +165,9 @@ class OpenTarget final : public Target {
 
 }  // namespace
 
-Task<void> Target::check(Disk& disk) {
-  auto examined = co_await examine(disk);
-  if (!examined) co_return fail(std::move(examined).error());
-  co_return {};
+Task<bool> Target::check(Disk& disk) {
+  CO_TRY(const auto superblock, co_await examine(disk));
+  co_return superblock.has_value();
 }
 
 Task<std::unique_ptr<Target>> Target::open(rt::Runtime runtime, std::unique_ptr<Disk> disk,

@@ -28,9 +28,9 @@ class Target {
   };
   static constexpr std::uint32_t kFormatVersion = 1;
 
-  /// Whether `disk` is a target that this version may open, or empty. Only reads: call it before the index is opened,
-  /// which makes or changes files. errors: as open()
-  static Task<void> check(Disk& disk);
+  /// Whether `disk` is a target, which this version may open; false: it is empty. Only reads: call it before the index
+  /// is opened, which makes or changes files. errors: as open()
+  static Task<bool> check(Disk& disk);
 
   /// Formats an empty directory, else checks the superblock. Every open is a new incarnation (superblock rewritten,
   /// synced). errors: kInvalid   a newer format version, or files that are not ours (nothing is changed)

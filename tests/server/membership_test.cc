@@ -305,7 +305,7 @@ TEST_CASE("membership: two starts with different targets never take each other's
 
 TEST_CASE("membership: a crash in the middle of a round leaves the members equal after the start", "[server]") {
   std::set<std::string> outcomes;
-  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 80; ++seed) {
     Directories d(3, seed);
     REQUIRE(d.put(1, "a", "before"));
     for (auto* index : d.indexes) index->latency_max = 5ms;
@@ -320,7 +320,7 @@ TEST_CASE("membership: a crash in the middle of a round leaves the members equal
     };
     auto answered = std::make_shared<bool>(false);
     d.node.spawn(Writer::run(d.daemon->records(), *answered));
-    d.world.run_for(std::chrono::microseconds(100 * seed));
+    d.world.run_for(std::chrono::microseconds(2 * seed * seed));
     d.crash(sim::Death::kPowerLoss);
     d.start({0, 1, 2});
     INFO("seed " << seed);
