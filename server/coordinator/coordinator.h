@@ -5,6 +5,7 @@
 
 #include "proto/rt/task.h"
 #include "server/coordinator/map.h"
+#include "server/coordinator/membership_bugs.h"
 #include "server/targets/target_set.h"
 
 namespace cairn::server {
@@ -40,7 +41,7 @@ struct LocalMap {
 /// errors:   kDataLoss     what is stored is no map
 ///           kInvalid      targets of two clusters; one that was declared lost; and as may_start()
 ///           kUnavailable  as may_start()
-Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost = {});
+Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost = {}, MembershipBugs bugs = {});
 
 /// The newest map that lies on these targets; nothing when they never belonged to a cluster. Targets on which it cannot
 /// be read are passed over. errors: kDataLoss  it can be read on none of them

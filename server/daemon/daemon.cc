@@ -398,7 +398,7 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
 
 Task<std::unique_ptr<Daemon>> Daemon::create(rt::Runtime runtime, TargetSet& targets, rt::UnitPool& units,
                                              Options options) {
-  CO_TRY(auto local, co_await open_local_coordinator(targets, options.lost_targets));
+  CO_TRY(auto local, co_await open_local_coordinator(targets, options.lost_targets, options.membership_bugs));
   auto daemon = std::make_unique<DaemonImpl>(runtime, targets, units, std::move(local), options);
   CO_CHECK_OK(co_await daemon->start(std::move(options)));
   co_return std::unique_ptr<Daemon>(std::move(daemon));

@@ -38,6 +38,19 @@ constexpr SaveBug kSaveBugs[] = {
     {"ask_once", "garbage: the question is not asked again after the grace time", &server::SaveBugs::ask_once},
 };
 
+struct MembershipBug {
+  const char* name;
+  const char* what;
+  bool server::MembershipBugs::* flag;
+};
+constexpr MembershipBug kMembershipBugs[] = {
+    {"acknowledge_early", "a transaction is acknowledged when its first member has it",
+     &server::MembershipBugs::acknowledge_early},
+    {"acknowledge_before_map", "what a failed member lacks is acknowledged before the map says so",
+     &server::MembershipBugs::acknowledge_before_map},
+    {"start_alone", "any target may go on alone after a restart", &server::MembershipBugs::start_alone},
+};
+
 }  // namespace
 
 storage::PlantedBugs storage_bugs(const std::string& bug) {
@@ -54,10 +67,18 @@ server::SaveBugs save_bugs(const std::string& bug) {
   return bugs;
 }
 
+server::MembershipBugs membership_bugs(const std::string& bug) {
+  server::MembershipBugs bugs;
+  for (const auto& known : kMembershipBugs)
+    if (bug == known.name) bugs.*known.flag = true;
+  return bugs;
+}
+
 std::vector<BugName> planted_bugs() {
   std::vector<BugName> out;
   for (const auto& known : kStorageBugs) out.push_back({known.name, known.what, "storage"});
   for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, "checkpoint"});
+  for (const auto& known : kMembershipBugs) out.push_back({known.name, known.what, "targets"});
   return out;
 }
 

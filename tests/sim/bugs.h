@@ -3,6 +3,7 @@
 #include <string>
 
 #include "server/checkpoints/save_bugs.h"
+#include "server/coordinator/membership_bugs.h"
 #include "storage/committer/committer.h"
 #include "tests/sim/workload.h"
 
@@ -12,5 +13,6 @@ namespace cairn::sim {
 storage::PlantedBugs storage_bugs(const std::string& bug);
 /// The same of the server.
 server::SaveBugs save_bugs(const std::string& bug);
+server::MembershipBugs membership_bugs(const std::string& bug);
 
 }  // namespace cairn::sim

@@ -32,16 +32,19 @@ enum class Fault {
   kSplitRead,      // fewer bytes than there were
   kSilentDeath,    // peers of a dead node are not told at once
   kDuplicate,      // a request arrives again, late
+  kDirectoryGone,  // a data directory is missing at a start
+  kDirectoryLost,  // and for good
   kFaults
 };
 inline constexpr std::size_t kFaultCount = static_cast<std::size_t>(Fault::kFaults);
 
 inline std::string_view name_of(Fault fault) {
   static constexpr std::array<std::string_view, kFaultCount> kNames = {
-      "process_kill", "power_loss",  "sector_dropped", "sector_torn",  "entry_dropped", "read_error",
-      "write_error",  "flush_error", "disk_full",      "slow_disk",    "bit_rot",       "misdirected_write",
-      "lost_write",   "index_lost",  "index_error",    "index_older",  "cut",           "ghost",
-      "clog",         "slow_net",    "split_read",     "silent_death", "duplicate"};
+      "process_kill",  "power_loss",  "sector_dropped", "sector_torn",  "entry_dropped", "read_error",
+      "write_error",   "flush_error", "disk_full",      "slow_disk",    "bit_rot",       "misdirected_write",
+      "lost_write",    "index_lost",  "index_error",    "index_older",  "cut",           "ghost",
+      "clog",          "slow_net",    "split_read",     "silent_death", "duplicate",     "directory_gone",
+      "directory_lost"};
   return kNames[static_cast<std::size_t>(fault)];
 }
 

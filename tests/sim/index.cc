@@ -209,6 +209,9 @@ std::vector<std::string> IndexImage::keys(Table table) const {
   for (const auto& [key, _] : state_->table(table)) out.push_back(key);
   return out;
 }
+std::map<std::string, std::string> IndexImage::entries(Table table) const {
+  return state_->table(table);
+}
 std::size_t IndexImage::size(Table table) const {
   return state_->table(table).size();
 }

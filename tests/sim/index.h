@@ -43,7 +43,8 @@ class IndexImage {
 
   std::size_t unsynced_batches() const;
   std::size_t size(storage::Table table) const;
-  std::vector<std::string> keys(storage::Table table) const;  // sorted; for assertions
+  std::vector<std::string> keys(storage::Table table) const;               // sorted; for assertions
+  std::map<std::string, std::string> entries(storage::Table table) const;  // the same
 
   struct Counts {
     std::uint64_t commits = 0, syncs = 0, gets = 0, scans = 0;

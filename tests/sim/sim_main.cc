@@ -35,6 +35,7 @@ separate processes, and both must have the same trace.
 
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
                 storage: one storage target, its chunks and records
+                targets: records on several data directories that fail, are missing, lost or stale
   --bug NAME    plant a bug, in the workload meant for it unless told; the exit code is 0 when a seed catches it
   --fail-fast   stop at the first failing seed (implied by --bug)
   --trace       print every event
@@ -53,8 +54,9 @@ struct Arguments {
 
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .trace = std::move(trace)};
-  return args.workload == "storage" ? run_storage_workload(std::move(options))
-                                    : run_checkpoint_workload(std::move(options));
+  if (args.workload == "storage") return run_storage_workload(std::move(options));
+  if (args.workload == "targets") return run_targets_workload(std::move(options));
+  return run_checkpoint_workload(std::move(options));
 }
 
 std::optional<std::uint64_t> number(const char* text) {
@@ -100,7 +102,7 @@ bool parse(int argc, char** argv, Arguments& out) {
       }
     } else if (arg == "--workload") {
       out.workload = value();
-      if (out.workload != "storage" && out.workload != "checkpoint") return false;
+      if (out.workload != "storage" && out.workload != "targets" && out.workload != "checkpoint") return false;
     } else if (arg == "--trace") {
       out.trace = true;
     } else if (arg == "--fail-fast") {

@@ -36,6 +36,11 @@ WorkloadResult run_checkpoint_workload(WorkloadOptions options);
 /// after each restart, what was removed stays away, and no space is lost.
 WorkloadResult run_storage_workload(WorkloadOptions options);
 
+/// The targets workload: one daemon with up to three data directories that fail, are missing at a start, are lost for
+/// good or come back stale; writers change records meanwhile. Every acknowledged record is there after each start that
+/// the daemon takes, and in the end every directory has them all again.
+WorkloadResult run_targets_workload(WorkloadOptions options);
+
 struct BugName {
   std::string name;
   std::string what;
