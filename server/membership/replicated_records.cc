@@ -91,7 +91,10 @@ storage::Target* ReplicatedRecords::primary() const {
 }
 
 bool ReplicatedRecords::give_up(storage::Target& target, const Error& error) {
-  if (error.code != Errc::kDataLoss || members_.group(true, 0)->serving.size() < 2) return false;
+  // Also when another read has given it up meanwhile.
+  const auto serving = members_.group(true, 0)->serving;
+  const bool others = std::ranges::any_of(serving, [&](const auto* other) { return other != &target; });
+  if (error.code != Errc::kDataLoss || !others) return false;
   target.committer().fail_stop({Errc::kDataLoss, "records cannot be read: " + error.message});
   return true;
 }
