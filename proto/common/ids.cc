@@ -30,25 +30,6 @@ Result<void> check_segment(std::string_view what, std::string_view whole, std::s
   return {};
 }
 
-bool valid_utf8(std::string_view s) {
-  for (std::size_t i = 0; i < s.size();) {
-    const auto byte = [&](std::size_t k) { return static_cast<unsigned char>(s[k]); };
-    const unsigned char lead = byte(i);
-    const int more = lead < 0x80                   ? 0
-                     : lead >= 0xc2 && lead < 0xe0 ? 1
-                     : lead >= 0xe0 && lead < 0xf0 ? 2
-                     : lead >= 0xf0 && lead < 0xf5 ? 3
-                                                   : -1;
-    if (more < 0 || i + static_cast<std::size_t>(more) >= s.size()) return false;
-    for (int k = 1; k <= more; ++k)
-      if ((byte(i + static_cast<std::size_t>(k)) & 0xc0) != 0x80) return false;
-    if (more == 2 && ((lead == 0xe0 && byte(i + 1) < 0xa0) || (lead == 0xed && byte(i + 1) > 0x9f))) return false;
-    if (more == 3 && ((lead == 0xf0 && byte(i + 1) < 0x90) || (lead == 0xf4 && byte(i + 1) > 0x8f))) return false;
-    i += static_cast<std::size_t>(more) + 1;
-  }
-  return true;
-}
-
 }  // namespace
 
 HomeGroup home_group_of(std::string_view name) {

@@ -5,9 +5,12 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
+#include <vector>
 
 #include "proto/runtime/runtime.h"
-#include "server/cairnd/options.h"
+#include "server/cairnd/command_line.h"
+#include "server/cairnd/config_file.h"
 #include "server/cairnd/serve.h"
 
 namespace {
@@ -21,22 +24,36 @@ void raise_file_limit() {
   (void)setrlimit(RLIMIT_NOFILE, &limit);  // the limit that stays decides how many connections are taken
 }
 
+void tell(const Error& error) {
+  std::fprintf(stderr, "cairnd: %s\n", error.message.c_str());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  using Action = server::CommandLine::Action;
   umask(077);
-  auto parsed = server::parse_options(argc, argv);
-  if (parsed.exit_code) return *parsed.exit_code;
+  const auto line = server::parse_command_line(argc, argv);
+  if (line.action == Action::kExit) return line.exit_code;
+  auto configured = server::configure(line);
+  if (line.action == Action::kPrintConfig && configured.options.data.empty())
+    std::erase_if(configured.mistakes, [](const Error& e) { return e.message.starts_with("data: no data"); });
+  for (const auto& mistake : configured.mistakes) tell(mistake);
+  if (!configured.mistakes.empty())
+    return line.action == Action::kServe ? exit_code(configured.mistakes.front().code) : 2;
+  if (line.action == Action::kCheckConfig) return std::puts("ok") < 0 ? 1 : 0;
+  if (line.action == Action::kPrintConfig)
+    return std::fputs(server::print_config(configured.options).c_str(), stdout) < 0 ? 1 : 0;
+
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of the write, which fails the target
   raise_file_limit();
 
-  const auto said = [](const Error& error) {
-    std::fprintf(stderr, "cairnd: %s\n", error.message.c_str());
-    return exit_code(error.code);
-  };
-  auto real = rt::RealRuntime::create({.log_min = parsed.options.log_level});
-  if (!real) return said(real.error());
+  auto real = rt::RealRuntime::create({.log_min = configured.options.log_level});
+  if (!real) {
+    tell(real.error());
+    return exit_code(real.error().code);
+  }
   auto& loop = (*real)->loop();
   rt::OneShot<bool> stop(loop);
   bool stopping = false;
@@ -44,6 +61,9 @@ int main(int argc, char** argv) {
     if (std::exchange(stopping, true)) std::_Exit(1);
     stop.setter().set(true);
   });
-  if (auto served = rt::run(loop, server::serve(**real, parsed.options, stop)); !served) return said(served.error());
+  if (auto served = rt::run(loop, server::serve(**real, configured.options, stop)); !served) {
+    tell(served.error());
+    return exit_code(served.error().code);
+  }
   return 0;
 }

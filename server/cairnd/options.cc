@@ -1,150 +1,280 @@
 #include "server/cairnd/options.h"
 
-#include <unistd.h>
-
-#include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
-#include <cstdio>
-#include <map>
-#include <vector>
+#include <initializer_list>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "proto/common/ids.h"
+#include "proto/common/quantity.h"
+#include "proto/common/text.h"
+#include "proto/runtime/address.h"
 
 namespace cairn::server {
 namespace {
 
+using enum Option::When;
+using Kind = Option::Kind;
+using Values = std::vector<std::string>;
+
 constexpr std::size_t kDirectoriesMax = 64;
+constexpr auto kYear = std::chrono::hours(24 * 365);
 
-constexpr const char* kExample = R"(
-Example:
-  cairnd --data /var/lib/cairn/data --listen 127.0.0.1:7420 --http 127.0.0.1:7421
-
-When it can serve it prints one line: cairnd ready listen=HOST:PORT http=HOST:PORT node=NAME
-SIGTERM finishes what is in flight and exits 0; a second one exits at once.)";
-
-std::string host_name() {
-  char name[256] = {};
-  return gethostname(name, sizeof name - 1) == 0 && name[0] != '\0' ? name : "localhost";
+Failure not_a(const std::string& value, std::string_view what, const std::string& allowed) {
+  return fail(Errc::kInvalid, "'" + printable(value) + "' is not " + std::string(what) + "; allowed: " + allowed);
 }
 
-/// "200ms", "30s", "10m", "1h".
-bool parse_duration(const std::string& text, rt::Duration& out) {
-  static const std::map<std::string, rt::Duration> kUnits = {{"ms", std::chrono::milliseconds(1)},
-                                                             {"s", std::chrono::seconds(1)},
-                                                             {"m", std::chrono::minutes(1)},
-                                                             {"h", std::chrono::hours(1)}};
-  std::int64_t number = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  const auto unit = kUnits.find(std::string(end, text.data() + text.size()));
-  if (error != std::errc() || unit == kUnits.end() || number < 0 || number > 1'000'000'000) return false;
-  out = unit->second * number;
-  return out <= std::chrono::hours(24 * 365);
+Option text(std::string_view key, std::string CairndOptions::* field, Option::When when, std::string allowed,
+            std::string_view help, Result<void> (*check)(const std::string&) = nullptr) {
+  return {.key = key,
+          .kind = Kind::kText,
+          .when = when,
+          .help = help,
+          .allowed = std::move(allowed),
+          .set = [=](CairndOptions& o, const Values& v) -> Result<void> {
+            if (!v[0].empty()) CHECK_OK(check_free_name("the", v[0]));
+            if (check != nullptr) CHECK_OK(check(v[0]));
+            o.*field = v[0];
+            return {};
+          },
+          .get = [=](const CairndOptions& o) { return Values{o.*field}; }};
 }
 
-void add_duration(CLI::App& app, const std::string& name, rt::Duration& out, const std::string& help) {
-  app.add_option_function<std::string>(
-         name,
-         [&out, name](const std::string& text) {
-           if (!parse_duration(text, out))
-             throw CLI::ValidationError(name, "'" + text + "' is not a duration such as 200ms, 30s, 10m or 1h");
-         },
-         help)
-      ->type_name("DURATION");
+Option texts(std::string_view key, std::vector<std::string> CairndOptions::* field, Option::When when,
+             std::string allowed, std::string_view help) {
+  return {.key = key,
+          .kind = Kind::kTexts,
+          .when = when,
+          .help = help,
+          .allowed = std::move(allowed),
+          .set = [=](CairndOptions& o, const Values& v) -> Result<void> {
+            for (const auto& one : v) CHECK_OK(check_free_name("the", one));
+            o.*field = v;
+            return {};
+          },
+          .get = [=](const CairndOptions& o) { return o.*field; }};
+}
+
+Option lost_targets() {
+  return {.key = "lost_target",
+          .kind = Kind::kTexts,
+          .when = kStart,
+          .help =
+              "The data directories with these ids are lost for good: go on without them, and put an empty one in "
+              "the place of each",
+          .allowed = "ids of targets, 32 hex digits each",
+          .set = [](CairndOptions& o, const Values& v) -> Result<void> {
+            std::set<Uuid> ids;
+            for (const auto& one : v) {
+              TRY(const auto id, Uuid::from_text(one));
+              ids.insert(id);
+            }
+            o.lost_targets = std::move(ids);
+            return {};
+          },
+          .get =
+              [](const CairndOptions& o) {
+                Values out;
+                for (const auto& id : o.lost_targets) out.push_back(id.text());
+                return out;
+              }};
+}
+
+Option flag(std::string_view key, bool CairndOptions::* field, Option::When when, std::string_view help) {
+  return {.key = key,
+          .kind = Kind::kFlag,
+          .when = when,
+          .help = help,
+          .allowed = "true or false",
+          .set = [=](CairndOptions& o, const Values& v) -> Result<void> {
+            if (v[0] != "true" && v[0] != "false") return not_a(v[0], "a switch", "true or false");
+            o.*field = v[0] == "true";
+            return {};
+          },
+          .get = [=](const CairndOptions& o) { return Values{o.*field ? "true" : "false"}; }};
+}
+
+/// A number within `min` and `max`: what kCount, kBytes and kDuration share. `parse` gives an optional<Wide>.
+template <class Wide, class Field, class Parse, class Print>
+Option ranged(std::string_view key, Kind kind, Field CairndOptions::* field, Wide min, Wide max, Option::When when,
+              std::string_view help, std::string_view what, Parse parse, Print print) {
+  const std::string allowed = print(min) + " to " + print(max);
+  return {.key = key,
+          .kind = kind,
+          .when = when,
+          .help = help,
+          .allowed = allowed,
+          .set = [=](CairndOptions& o, const Values& v) -> Result<void> {
+            const auto value = parse(v[0]);
+            if (!value) return not_a(v[0], what, allowed);
+            if (*value < min || *value > max)
+              return fail(Errc::kInvalid, v[0] + " is out of range; allowed: " + allowed);
+            o.*field = static_cast<Field>(*value);
+            return {};
+          },
+          .get = [=](const CairndOptions& o) { return Values{print(static_cast<Wide>(o.*field))}; }};
+}
+
+template <class Field>
+[[maybe_unused]] Option count(std::string_view key, Field CairndOptions::* field, std::uint64_t min, std::uint64_t max,
+                              Option::When when, std::string_view help) {
+  const auto parse = [](const std::string& s) -> std::optional<std::uint64_t> {
+    std::uint64_t number = 0;
+    const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), number);
+    if (error != std::errc() || end != s.data() + s.size()) return std::nullopt;
+    return number;
+  };
+  return ranged<std::uint64_t>(key, Kind::kCount, field, min, max, when, help, "a whole number", parse,
+                               [](std::uint64_t n) { return std::to_string(n); });
+}
+
+Option bytes(std::string_view key, std::uint64_t CairndOptions::* field, std::uint64_t min, std::uint64_t max,
+             Option::When when, std::string_view help) {
+  return ranged<std::uint64_t>(key, Kind::kBytes, field, min, max, when, help, "a size such as 64KiB, 512MiB or 1GiB",
+                               &parse_bytes, &bytes_text);
+}
+
+Option duration(std::string_view key, rt::Duration CairndOptions::* field, rt::Duration min, rt::Duration max,
+                Option::When when, std::string_view help) {
+  return ranged<rt::Duration>(key, Kind::kDuration, field, min, max, when, help,
+                              "a duration such as 200ms, 30s, 10m or 1h", &parse_duration, &duration_text);
+}
+
+template <class Enum>
+Option choice(std::string_view key, Enum CairndOptions::* field, Option::When when,
+              std::initializer_list<std::pair<std::string_view, Enum>> names, std::string_view help) {
+  const std::vector<std::pair<std::string_view, Enum>> all(names);
+  std::string allowed;
+  for (const auto& [name, value] : all)
+    allowed += (allowed.empty() ? "" : name == all.back().first ? " or " : ", ") + std::string(name);
+  return {.key = key,
+          .kind = Kind::kChoice,
+          .when = when,
+          .help = help,
+          .allowed = allowed,
+          .set = [=](CairndOptions& o, const Values& v) -> Result<void> {
+            for (const auto& [name, value] : all)
+              if (name == v[0]) {
+                o.*field = value;
+                return {};
+              }
+            return not_a(v[0], "one of them", allowed);
+          },
+          .get =
+              [=](const CairndOptions& o) {
+                for (const auto& [name, value] : all)
+                  if (value == o.*field) return Values{std::string(name)};
+                return Values{""};
+              }};
+}
+
+Result<void> check_node(const std::string& name) {
+  static constexpr const char* kAllowed = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+  if (name.size() <= 255 && name.find_first_not_of(kAllowed) == name.npos) return {};
+  return not_a(name, "a name", "up to 255 letters, digits, '.', '_' or '-'");
+}
+
+std::vector<Option> make_table() {
+  using std::chrono::milliseconds;
+  using std::chrono::seconds;
+  using O = CairndOptions;
+  return {
+      // ---- Without a section
+      texts("data", &O::data, kStart, "one directory or more",
+            "Data directory, made when missing (its parent must exist)"),
+      lost_targets(),
+      text("listen", &O::listen, kStart, "HOST:PORT", "Address for clients; port 0: a free one"),
+      text("http", &O::http, kStart, "HOST:PORT", "Address of /healthz, /readyz and /metrics; port 0: a free one"),
+      flag("insecure_listen", &O::insecure_listen, kStart,
+           "Allow other addresses than loopback: anybody who reaches them can read and delete everything"),
+      text("unix_socket", &O::unix_socket, kStart, "a path, or none",
+           "Socket for clients on this host; empty: cairn.sock in the first data directory"),
+      text("node", &O::node, kStart, "up to 255 letters, digits, '.', '_' or '-'",
+           "Name of this node; empty: the host's name", &check_node),
+      bytes("memory", &O::memory_bytes, 64 * kMiB, 1024 * kGiB, kStart,
+            "Budget of memory: buffers, index, messages and merges together"),
+      choice<storage::IoBackend>("io", &O::io, kStart,
+                                 {{"auto", storage::IoBackend::kAuto},
+                                  {"uring", storage::IoBackend::kUring},
+                                  {"threads", storage::IoBackend::kThreads}},
+                                 "How bytes reach the disk; auto: io_uring where the kernel allows it"),
+
+      // ---- [log]
+      choice<rt::Level>("log.level", &O::log_level, kLive,
+                        {{"debug", rt::Level::kDebug},
+                         {"info", rt::Level::kInfo},
+                         {"warning", rt::Level::kWarning},
+                         {"error", rt::Level::kError}},
+                        "Least level of the lines on stderr"),
+
+      // ---- [rank]: ranks of a save
+      duration("rank.silence", &O::rank_silence, milliseconds(100), kYear, kLive,
+               "After which a rank that has not sealed and says nothing fails its save for all ranks"),
+
+      // ---- [reader]
+      duration("reader.ttl", &O::reader_ttl, seconds(1), kYear, kStart,
+               "How long what a reader has open is kept for it without a sign of life"),
+
+      // ---- [retention]
+      duration("retention.interval", &O::retention_interval, seconds(1), kYear, kStart,
+               "Between looks for steps that no rule of their bucket keeps"),
+
+      // ---- [garbage]
+      duration("garbage.grace", &O::garbage_grace, milliseconds(0), kYear, kLive,
+               "How long chunks must be dead before they are freed"),
+      duration("garbage.interval", &O::garbage_interval, milliseconds(1), kYear, kLive,
+               "Between looks for dead chunks"),
+  };
 }
 
 }  // namespace
 
-Parsed parse_options(int argc, char** argv) {
-  Parsed parsed;
-  auto& options = parsed.options;
-  options.node = host_name();
-  std::vector<std::string> lost;
-  std::string unix_socket;
+std::string Option::flag() const {
+  std::string out = "--" + std::string(key);
+  std::ranges::replace_if(out, [](char c) { return c == '.' || c == '_'; }, '-');
+  return out;
+}
 
-  CLI::App app("The storage daemon of Cairn.");
-  app.footer(kExample);
-  app.set_version_flag("--version", "cairnd " CAIRN_VERSION);
-  app.add_option("--data", options.data, "Data directory, made when missing (its parent must exist)")
-      ->required()
-      ->type_name("DIR");
-  app.add_option(
-         "--lost-target", lost,
-         "The data directory with this id is lost for good: go on without it, and put an empty one in its place")
-      ->type_name("UUID");
-  app.add_option("--listen", options.listen, "Address for clients; port 0: a free one")
-      ->capture_default_str()
-      ->type_name("HOST:PORT");
-  app.add_option("--http", options.http, "Address of /healthz, /readyz and /metrics; port 0: a free one")
-      ->capture_default_str()
-      ->type_name("HOST:PORT");
-  app.add_flag("--insecure-listen", options.insecure_listen,
-               "Allow other addresses than loopback: anybody who reaches them can read and delete everything");
-  app.add_option("--node", options.node, "Name of this node")->capture_default_str()->type_name("NAME");
-  app.add_option("--unix-socket", unix_socket,
-                 "For clients on this host, or none; default: cairn.sock in the first DIR")
-      ->type_name("PATH|none");
-  app.add_option("--memory", options.memory_bytes, "Budget of buffers, index and messages together")
-      ->transform(CLI::AsSizeValue(false))
-      ->default_str("512MiB")
-      ->type_name("SIZE");
-  app.add_option("--io", options.io, "How bytes reach the disk")
-      ->transform(
-          CLI::CheckedTransformer(std::map<std::string, storage::IoBackend>{{"auto", storage::IoBackend::kAuto},
-                                                                            {"uring", storage::IoBackend::kUring},
-                                                                            {"threads", storage::IoBackend::kThreads}},
-                                  CLI::ignore_case))
-      ->default_str("auto")
-      ->type_name("auto|uring|threads");
-  add_duration(app, "--garbage-grace", options.garbage_grace,
-               "How long chunks must be dead before they are freed [10m]");
-  add_duration(app, "--garbage-interval", options.garbage_interval, "Between looks for dead chunks [1m]");
-  add_duration(app, "--reader-ttl", options.reader_ttl,
-               "How long what a reader has open is kept for it without a sign of life [60s]");
-  add_duration(app, "--retention-interval", options.retention_interval,
-               "Between looks for steps that no rule of their bucket keeps [1m]");
-  add_duration(app, "--rank-silence", options.rank_silence, "After which a silent rank fails its save [30s]");
-  app.add_option("--log-level", options.log_level, "Least level of log lines on stderr")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, rt::Level>{{"debug", rt::Level::kDebug},
-                                                                           {"info", rt::Level::kInfo},
-                                                                           {"warning", rt::Level::kWarning},
-                                                                           {"error", rt::Level::kError}},
-                                          CLI::ignore_case))
-      ->default_str("info")
-      ->type_name("debug|info|warning|error");
+const std::vector<Option>& option_table() {
+  static const auto table = make_table();
+  return table;
+}
 
-  const auto wrong = [&](const std::string& why) {
-    std::fprintf(stderr, "cairnd: %s; see cairnd --help\n", why.c_str());
-    parsed.exit_code = 2;
-    return parsed;
-  };
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& asked) {
-    parsed.exit_code = app.exit(asked);
-    return parsed;
-  } catch (const CLI::ParseError& error) {
-    return wrong(error.what());
-  }
+MemoryShares memory_shares(const CairndOptions& options) {
+  const auto memory = options.memory_bytes;
+  return {.units = static_cast<std::size_t>(memory / 2 / kUnitBytes),
+          .index_bytes = std::clamp<std::uint64_t>(memory / 8, 8 * kMiB, 512 * kMiB),
+          .message_bytes = std::clamp<std::uint64_t>(memory / 16, 4 * kMiB, 64 * kMiB),
+          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB)};
+}
+
+Result<void> check_listen(const CairndOptions& options, const std::string& address) {
+  if (auto parsed = rt::parse_address(address); !parsed) return fail(std::move(parsed).error());
+  if (rt::is_loopback(address) || options.insecure_listen) return {};
+  return fail(Errc::kDenied,
+              "only loopback addresses, because connections are neither encrypted nor authenticated; "
+              "--insecure-listen allows it all the same");
+}
+
+std::vector<Error> contradictions(const CairndOptions& options) {
+  std::vector<Error> out;
+  if (options.data.empty())
+    out.push_back({Errc::kInvalid, "data: no data directory: give --data DIR, or data = [\"DIR\"] in the file"});
   // Until records and chunks go to all members of their groups.
-  if (options.data.size() > 1) return wrong("--data is given several times: one directory is supported");
+  if (options.data.size() > 1)
+    out.push_back({Errc::kInvalid, "--data is given several times: one directory is supported"});
   if (options.data.size() > kDirectoriesMax)
-    return wrong("--data is given " + std::to_string(options.data.size()) + " times, at most " +
-                 std::to_string(kDirectoriesMax) + " are allowed");
-  for (const auto& text : lost) {
-    auto uuid = Uuid::from_text(text);
-    if (!uuid) return wrong("--lost-target: " + uuid.error().message);
-    options.lost_targets.insert(*uuid);
-  }
-  if (options.memory_bytes < 64 * kMiB || options.memory_bytes > 1024 * kGiB)
-    return wrong("--memory must be 64MiB to 1024GiB");
-  if (options.node.empty() || options.node.size() > 255 ||
-      options.node.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-") !=
-          std::string::npos)
-    return wrong("--node must be 1 to 255 letters, digits, '.', '_' or '-'");
-  if (options.rank_silence < std::chrono::milliseconds(100)) return wrong("--rank-silence must be at least 100ms");
-  if (options.reader_ttl < std::chrono::seconds(1)) return wrong("--reader-ttl must be at least 1s");
-  if (options.retention_interval < std::chrono::seconds(1)) return wrong("--retention-interval must be at least 1s");
-  if (options.garbage_interval < std::chrono::milliseconds(1)) return wrong("--garbage-interval must be at least 1ms");
-  if (app.count("--unix-socket") > 0) options.unix_socket = unix_socket;
-  return parsed;
+    out.push_back({Errc::kInvalid, "--data is given " + std::to_string(options.data.size()) + " times, at most " +
+                                       std::to_string(kDirectoriesMax) + " are allowed"});
+  std::set<std::string> seen;
+  for (const auto& dir : options.data)
+    if (!seen.insert(dir).second) out.push_back({Errc::kInvalid, "data: '" + printable(dir) + "' is given twice"});
+  for (const auto& [key, address] : {std::pair("listen", options.listen), std::pair("http", options.http)})
+    if (auto allowed = check_listen(options, address); !allowed)
+      out.push_back(std::move(allowed).error().with("--" + std::string(key) + " " + printable(address)));
+  return out;
 }
 
 }  // namespace cairn::server

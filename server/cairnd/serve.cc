@@ -22,18 +22,6 @@ namespace {
 constexpr auto kCloseMax = std::chrono::seconds(60);
 constexpr std::size_t kFilesKept = 512;  // of the index, segments and ourselves
 
-/// How the budget is shared. What is not named here (code, maps of chunks and segments) is small.
-struct Shares {
-  std::size_t units;  // of 1 MiB: what sockets receive into and disks read into
-  std::uint64_t index_bytes, message_bytes, merge_bytes;
-};
-Shares shares_of(std::uint64_t memory) {
-  return {.units = static_cast<std::size_t>(memory / 2 / kUnitBytes),
-          .index_bytes = std::clamp<std::uint64_t>(memory / 8, 8 * kMiB, 512 * kMiB),
-          .message_bytes = std::clamp<std::uint64_t>(memory / 16, 4 * kMiB, 64 * kMiB),
-          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB)};
-}
-
 std::uint32_t connections_max() {
   rlimit limit{};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kFilesKept) return 64;
@@ -59,26 +47,27 @@ std::string process_metrics() {
   return out.text();
 }
 
-Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const std::string& option, const std::string& address,
-                                                bool insecure) {
-  if (auto parsed = rt::parse_address(address); !parsed)
-    return fail(std::move(parsed).error().with(option + " " + address));
-  if (!rt::is_loopback(address) && !insecure)
-    return fail(Errc::kDenied, option + " " + address +
-                                   ": only loopback addresses, because connections are neither encrypted nor "
-                                   "authenticated; --insecure-listen allows it all the same");
+Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const CairndOptions& options, const std::string& flag,
+                                                const std::string& address) {
+  if (auto allowed = check_listen(options, address); !allowed)
+    return fail(std::move(allowed).error().with(flag + " " + address));
   auto listener = net.listen(address);
-  if (!listener) return fail(std::move(listener).error().with(option + " " + address));
+  if (!listener) return fail(std::move(listener).error().with(flag + " " + address));
   return listener;
+}
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof name - 1) == 0 && name[0] != '\0' ? name : "localhost";
 }
 
 /// The unix socket of clients on this host; nothing when there is none.
 Result<std::unique_ptr<rt::Listener>> listen_unix(rt::Runtime runtime, const CairndOptions& options) {
   if (options.unix_socket == "none") return std::unique_ptr<rt::Listener>();
-  const auto path = options.unix_socket.value_or(options.data.front() + "/cairn.sock");
+  const auto path = options.unix_socket.empty() ? options.data.front() + "/cairn.sock" : options.unix_socket;
   auto listener = runtime.net.listen("unix:" + path);
   if (listener) return listener;
-  if (options.unix_socket) return fail(std::move(listener).error().with("--unix-socket " + path));
+  if (!options.unix_socket.empty()) return fail(std::move(listener).error().with("--unix-socket " + path));
   // Nobody asked for it, and TCP serves: a data directory may have a path that is too long for a socket.
   runtime.log.write(rt::Level::kWarning, "cairnd_no_unix_socket",
                     {{"path", path}, {"error", listener.error().message}});
@@ -115,11 +104,12 @@ HttpReply answer_http(const Stack& stack, const std::string& path) {
 Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>& stop) {
   const auto runtime = real.seams();
   CO_TRY(const auto faults, planted_faults());
-  const auto shares = shares_of(options.memory_bytes);
+  const auto shares = memory_shares(options);
+  if (options.node.empty()) options.node = host_name();
 
   // First what can be refused without having touched the directory.
-  CO_TRY(auto tcp, listen_on(runtime.net, "--listen", options.listen, options.insecure_listen));
-  CO_TRY(auto http, listen_on(runtime.net, "--http", options.http, options.insecure_listen));
+  CO_TRY(auto tcp, listen_on(runtime.net, options, "--listen", options.listen));
+  CO_TRY(auto http, listen_on(runtime.net, options, "--http", options.http));
   const auto address = tcp->address();
   const auto http_address = http->address();
 

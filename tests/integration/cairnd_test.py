@@ -40,11 +40,13 @@ def tree(folder):
 class Daemon:
     def __init__(self, data, *flags):
         self.log = tempfile.TemporaryFile()
+        if data is not None:
+            flags += ("--data", data)
         for flag in ("--listen", "--http"):
-            if flag not in flags:
+            if flag not in flags and "--config" not in flags:
                 flags += (flag, "127.0.0.1:0")
         self.process = subprocess.Popen(
-            [BIN / "cairnd", "--data", data, *flags],
+            [BIN / "cairnd", *flags],
             stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.ready = self.process.stdout.readline()
         if not self.ready.startswith("cairnd ready"):
@@ -133,6 +135,39 @@ class Cairnd(unittest.TestCase):
         self.refused("--data", self.dir / "data", "--listen", "nowhere", code=2, says="nowhere")
         self.refused("--data", self.dir / "data", "--listen", "127.0.0.1:99999", code=2, says="99999")
         self.assertEqual(tree(self.dir), {})
+
+    def printed(self, *flags):
+        return subprocess.run([BIN / "cairnd", *map(str, flags), "--print-config"], capture_output=True, text=True,
+                              check=True).stdout
+
+    def checked(self, *flags):
+        done = subprocess.run([BIN / "cairnd", *map(str, flags), "--check-config"], capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_the_configuration_file(self):
+        file = self.dir / "cairnd.toml"
+        file.write_text(self.printed("--data", self.dir / "data", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0",
+                                     "--node", "from-file", "--garbage-grace", "90s"))
+        self.assertEqual(self.checked("--config", file), (0, "ok\n", ""))
+        self.assertEqual(self.printed("--config", file), file.read_text())
+        # Flags override the file, and the file is enough to start with.
+        self.assertIn('\nnode = "from-flag"\n', self.printed("--config", file, "--node", "from-flag"))
+        daemon = Daemon(None, "--config", file)
+        self.assertEqual(daemon.fields["node"], "from-file")
+        self.assertEqual(daemon.stop(), 0)
+        # All mistakes at once, of file and flags, and nothing is started.
+        file.write_text('nodde = "x"\nmemory = "1MiB"\n')
+        code, out, error = self.checked("--config", file, "--io", "magic")
+        self.assertEqual((code, out), (2, ""))
+        self.assertEqual(error.splitlines(), [
+            f"cairnd: {file}:1: nodde: no such key; the nearest is node",
+            f"cairnd: {file}:2: memory: 1MiB is out of range; allowed: 64MiB to 1TiB",
+            "cairnd: --io: 'magic' is not one of them; allowed: auto, uring or threads"])
+        self.assertEqual(self.checked("--config", self.dir / "none.toml")[0], 2)
+        self.assertEqual(self.checked("--config", self.dir)[0], 2)
+        self.assertFalse((self.dir / "data2").exists())
+        self.refused("--config", self.dir / "none.toml", "--data", self.dir / "data2", code=2, says="No such file")
+        self.assertFalse((self.dir / "data2").exists())
 
     def test_other_addresses_than_loopback_need_the_flag(self):
         for address in ("0.0.0.0:0", "[::]:0"):

@@ -3,6 +3,8 @@
 #include "proto/common/buffer.h"
 #include "proto/common/checksum.h"
 #include "proto/common/ids.h"
+#include "proto/common/quantity.h"
+#include "proto/common/text.h"
 
 using namespace cairn;
 
@@ -44,4 +46,41 @@ TEST_CASE("ids: names with dots, slashes, NUL or broken UTF-8 are refused", "[co
   for (const char* bad : {"\xff", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x82"})
     CHECK_FALSE(check_free_name("tensor", bad));
   CHECK_FALSE(check_free_name("tensor", std::string(1025, 'a')));
+}
+
+TEST_CASE("text: strings of others cannot steer a terminal, and are cut between characters", "[common]") {
+  CHECK(printable("plain \xc3\xa9 \xf0\x9f\x98\x80") == "plain \xc3\xa9 \xf0\x9f\x98\x80");
+  CHECK(printable("a\x1b[2Jb\r\nc\x7f") == "a?[2Jb??c?");
+  CHECK(printable("\xc2\x9b"
+                  "2J|\xe2\x80\xae|\xe2\x80\xa8|\xe2\x81\xa6|\xe2\x80\x8f") == "?2J|?|?|?|?");
+  CHECK(printable("\xff\xc3") == "??");
+  CHECK(printable("abcdef", 3) == "abc...");
+  CHECK(printable("ab\xc3\xa9", 3) == "ab...");
+  CHECK(printable("ab\xc3\xa9", 4) == "ab\xc3\xa9");
+}
+
+TEST_CASE("quantity: sizes and durations are exact, and what is printed is read again", "[common]") {
+  CHECK(parse_bytes("0") == 0u);
+  CHECK(parse_bytes("4096") == 4096u);
+  CHECK(parse_bytes("64KiB") == 65536u);
+  CHECK(parse_bytes("2m") == 2u << 20);
+  CHECK(parse_bytes("1T") == std::uint64_t{1} << 40);
+  CHECK(parse_bytes("18446744073709551615") == UINT64_MAX);
+  for (const char* bad :
+       {"", "x", "-1", "1 K", "1MB", "1.5G", "1KiBx", "18446744073709551616", "18446744073709551615K"})
+    CHECK_FALSE(parse_bytes(bad));
+  for (const std::uint64_t n : {0ull, 1ull, 1023ull, 1024ull, 1536ull, 1ull << 30, (1ull << 40) + 1, 3ull << 40, ~0ull})
+    CHECK(parse_bytes(bytes_text(n)) == n);
+  CHECK(bytes_text(512 << 20) == "512MiB");
+
+  using namespace std::chrono;
+  CHECK(parse_duration("200ms") == milliseconds(200));
+  CHECK(parse_duration("7d") == hours(168));
+  for (const char* bad : {"", "10", "-1s", "1 s", "1.5s", "1y", "s", "99999999999999999999s", "36501d"})
+    CHECK_FALSE(parse_duration(bad));
+  for (const nanoseconds d :
+       {nanoseconds(0), nanoseconds(milliseconds(1)), nanoseconds(seconds(60)), nanoseconds(seconds(61)),
+        nanoseconds(hours(24 * 365)), nanoseconds(milliseconds(90'001))})
+    CHECK(parse_duration(duration_text(d)) == d);
+  CHECK(duration_text(minutes(10)) == "10m");
 }
