@@ -179,6 +179,7 @@ Task<OpenedObject> ask_object(std::shared_ptr<Session> session, std::string buck
   stat.set_bucket(bucket);
   stat.set_key(key);
   stat.set_reader(reader);
+  const auto asked = session->runtime().loop.now();
   auto sent =
       co_await session->record_call(wire::Method::kObjectStat, home_of(bucket, key), wire::encode(stat), deadline);
   if (!sent) co_return fail(std::move(sent).error().with(uri(bucket, key)));
@@ -188,8 +189,8 @@ Task<OpenedObject> ask_object(std::shared_ptr<Session> session, std::string buck
   CO_TRY(opened.summary, summary_of(info));
   opened.summary.key = std::move(key);
   if (reader != 0)
-    opened.held =
-        session->protection().hold(reader, opened.summary.owner, std::chrono::milliseconds(info.reader_ttl_millis()));
+    opened.held = session->protection().hold(reader, opened.summary.owner,
+                                             std::chrono::milliseconds(info.reader_ttl_millis()), asked);
   const std::vector<wire::ExtentRun> runs(info.runs().begin(), info.runs().end());
   CO_TRY(opened.extents, extents_in(runs, opened.summary.owner, 0, info.size()));
   co_return opened;

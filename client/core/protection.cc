@@ -18,6 +18,8 @@ constexpr std::size_t kPerCall = 4096;  // readers named in one message
 struct Protection::Open {
   OwnerId owner;
   rt::Duration ttl;
+  rt::TimePoint heard;     // when the last request that the daemon answered was sent
+  rt::Duration silence{};  // before that, the longest
   bool lost = false;
 };
 
@@ -54,14 +56,20 @@ bool Protection::Held::lost() const {
   return state_->open.at(reader_).lost;
 }
 
+rt::Duration Protection::Held::silence() const {
+  const auto& open = state_->open.at(reader_);
+  return std::max(open.silence, state_->loop.now() - open.heard);
+}
+
 std::uint64_t Protection::draw() {
   for (;;)
     if (const auto reader = session_.runtime().random.next(); reader != 0 && !state_->open.contains(reader))
       return reader;
 }
 
-std::shared_ptr<const Protection::Held> Protection::hold(std::uint64_t reader, OwnerId owner, rt::Duration ttl) {
-  state_->open.emplace(reader, Open{.owner = owner, .ttl = ttl});
+std::shared_ptr<const Protection::Held> Protection::hold(std::uint64_t reader, OwnerId owner, rt::Duration ttl,
+                                                         rt::TimePoint asked) {
+  state_->open.emplace(reader, Open{.owner = owner, .ttl = ttl, .heard = asked});
   if (!std::exchange(state_->running, true)) session_.background().spawn(renew(&session_, state_));
   return std::make_shared<const Held>(state_, reader);
 }
@@ -117,10 +125,16 @@ Task<void> Protection::send(Session* session, std::shared_ptr<State> state, Home
     named.set_id(reader);
     named.set_owner(std::string(owner.view()));
   }
+  const auto asked = state->loop.now();
   auto sent = co_await session->record_call(wire::Method::kReaderRenew, group, wire::encode(request), deadline);
   if (!sent) co_return {};  // the next renewal tries again; what was closed expires
   wire::ReaderRenewReply reply;
   if (!wire::decode(sent->message, reply, "renewal")) co_return {};
+  for (const auto& named : request.readers())
+    if (const auto known = state->open.find(named.id()); known != state->open.end()) {
+      known->second.silence = std::max(known->second.silence, state->loop.now() - known->second.heard);
+      known->second.heard = asked;
+    }
   for (const auto reader : reply.gone())
     if (const auto known = state->open.find(reader); known != state->open.end()) known->second.lost = true;
   co_return {};

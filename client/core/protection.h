@@ -35,6 +35,9 @@ class Protection {
     ~Held();
     /// The daemon has let go of it, because it heard nothing of this reader for too long: reads end with kDeleted.
     bool lost() const;
+    /// The longest time so far in which the daemon may not have heard of this reader. As long as it is below the
+    /// time-to-live, nothing is let go.
+    rt::Duration silence() const;
 
    private:
     std::shared_ptr<State> state_;
@@ -42,8 +45,8 @@ class Protection {
   };
   /// A new reader's id, for the request that opens.
   std::uint64_t draw();
-  /// After that request's answer, which names owner and time-to-live.
-  std::shared_ptr<const Held> hold(std::uint64_t reader, OwnerId owner, rt::Duration ttl);
+  /// After that request's answer, which names owner and time-to-live; `asked`: when it was sent.
+  std::shared_ptr<const Held> hold(std::uint64_t reader, OwnerId owner, rt::Duration ttl, rt::TimePoint asked);
 
  private:
   static Task<void> renew(Session* session, std::shared_ptr<State> state);

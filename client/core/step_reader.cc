@@ -61,6 +61,7 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   if (step) ask.mutable_step()->set_step(*step);
   ask.set_reader(session->protection().draw());
   const auto where = bucket + "/" + run + (step ? " step " + std::to_string(*step) : "");
+  const auto asked = session->runtime().loop.now();
   auto sent = co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(ask),
                                             session->runtime().loop.now() + timeout);
   if (!sent) co_return fail(std::move(sent).error().with(where));
@@ -68,7 +69,7 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   const auto& info = *self->info_;
   CO_TRY(self->summary_, summary_of(info));
   self->held_ = session->protection().hold(ask.reader(), self->summary_.owner,
-                                           std::chrono::milliseconds(info.reader_ttl_millis()));
+                                           std::chrono::milliseconds(info.reader_ttl_millis()), asked);
   if (info.root_bytes() == 0 || info.root_bytes() > info.index_bytes())
     co_return fail(Errc::kDataLoss,
                    where + ": the step record names a root page of " + std::to_string(info.root_bytes()) + " bytes");
@@ -92,8 +93,8 @@ Error StepReader::explain(Error error) const {
 Result<void> StepReader::check_protected() const {
   if (!held_->lost()) return {};
   return fail(Errc::kDeleted, "step " + std::to_string(summary_.step) +
-                                  " was removed while it was being read: the daemon had not heard of this reader for "
-                                  "too long; open it again");
+                                  " was removed while it was being read: the daemon had not heard of this reader for " +
+                                  std::to_string(held_->silence() / std::chrono::seconds(1)) + " s; open it again");
 }
 
 Task<std::string> StepReader::read_index(std::uint64_t offset, std::uint64_t size) {

@@ -50,6 +50,8 @@ class StepReader : public std::enable_shared_from_this<StepReader> {
 
   const StepSummary& summary() const { return summary_; }
   const format::Root& root() const { return root_; }
+  /// See Protection::Held::silence().
+  rt::Duration silence() const { return held_->silence(); }
 
   /// Entries that match; no queries: the whole index.
   Task<format::Contents> find(std::vector<format::Query> queries);

@@ -100,7 +100,6 @@ Task<std::uint64_t> remove_steps_after(std::shared_ptr<Session> session, std::st
 Task<void> pin_step(std::shared_ptr<Session> session, std::string bucket, std::string run, std::uint64_t step,
                     bool pinned, rt::TimePoint deadline) {
   CO_TRY(const auto info, co_await look_at(session, bucket, run, step, deadline));
-  if (info.pinned() == pinned) co_return {};
   wire::StepPin ask;
   ask.set_bucket(bucket);
   ask.set_run(run);

@@ -21,7 +21,8 @@ Task<std::uint64_t> remove_steps_after(std::shared_ptr<Session> session, std::st
                                        std::uint64_t after, rt::Duration timeout,
                                        std::function<void(std::uint64_t, std::uint64_t)> progress = {});
 
-/// Keeps a step from removal and replacement, or no longer. Done already is done.
+/// Keeps a step from removal and replacement, or no longer. Also when it is so already: an opposite request that is
+/// still on its way does nothing any more.
 /// errors: kNotFound;  kConflict  somebody else changed it at the same time
 Task<void> pin_step(std::shared_ptr<Session> session, std::string bucket, std::string run, std::uint64_t step,
                     bool pinned, rt::TimePoint deadline);

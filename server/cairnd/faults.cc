@@ -24,6 +24,11 @@ Result<PlantedFaults> planted_faults() {
       {"existing_unseen", &faults.saves.existing_unseen},
       {"absence_is_death", &faults.saves.absence_is_death},
       {"ask_once", &faults.saves.ask_once},
+      {"readers_unasked", &faults.saves.readers_unasked},
+      {"takeover_unwaited", &faults.saves.takeover_unwaited},
+      {"retention_unpinned", &faults.saves.retention_unpinned},
+      {"retention_one_fewer", &faults.saves.retention_one_fewer},
+      {"retention_blind", &faults.saves.retention_blind},
   };
   const char* wanted = std::getenv("CAIRN_TEST_FAULTS");
   for (std::string_view rest = wanted == nullptr ? "" : wanted; !rest.empty();) {

@@ -24,6 +24,7 @@ struct SaveBug {
   const char* name;
   const char* what;
   bool server::SaveBugs::* flag;
+  const char* workload = "checkpoint";
 };
 constexpr SaveBug kSaveBugs[] = {
     {"begin_unfenced", "begin compares neither run_epoch nor launch", &server::SaveBugs::begin_unfenced},
@@ -36,6 +37,14 @@ constexpr SaveBug kSaveBugs[] = {
      &server::SaveBugs::absence_is_death},
     {"reservation_kept", "a failed attempt keeps the space that it has reserved", &server::SaveBugs::reservation_kept},
     {"ask_once", "garbage: the question is not asked again after the grace time", &server::SaveBugs::ask_once},
+    {"readers_unasked", "what was removed is let go though readers are registered", &server::SaveBugs::readers_unasked,
+     "retention"},
+    {"takeover_unwaited", "what was removed is let go before readers of the process before could register again",
+     &server::SaveBugs::takeover_unwaited, "retention"},
+    {"retention_unpinned", "retention removes pinned steps", &server::SaveBugs::retention_unpinned, "retention"},
+    {"retention_one_fewer", "retention keeps one less of the newest steps than it is to",
+     &server::SaveBugs::retention_one_fewer, "retention"},
+    {"retention_blind", "retention does not compare the run's record", &server::SaveBugs::retention_blind, "retention"},
 };
 
 struct MembershipBug {
@@ -77,7 +86,7 @@ server::MembershipBugs membership_bugs(const std::string& bug) {
 std::vector<BugName> planted_bugs() {
   std::vector<BugName> out;
   for (const auto& known : kStorageBugs) out.push_back({known.name, known.what, "storage"});
-  for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, "checkpoint"});
+  for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, known.workload});
   for (const auto& known : kMembershipBugs) out.push_back({known.name, known.what, "targets"});
   return out;
 }

@@ -113,6 +113,9 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   daemon.addresses = {self->address()};
   daemon.garbage.grace = options.garbage_grace;
   daemon.garbage.interval = options.garbage_interval;
+  daemon.readers.ttl = options.readers_ttl;
+  daemon.readers.sweep_every = std::min<rt::Duration>(options.readers_ttl / 8, std::chrono::seconds(1));
+  daemon.retention.interval = options.retention_interval;
   daemon.objects.upload_idle_max = std::chrono::minutes(1);
   daemon.checkpoints.index_chunk_bytes = 64 * kKiB;
   daemon.bugs = save_bugs(options.bug);

@@ -26,6 +26,8 @@ class SimDaemon {
     std::uint64_t capacity_bytes = 256 * kMiB;
     rt::Duration garbage_grace = std::chrono::seconds(20);
     rt::Duration garbage_interval = std::chrono::seconds(5);
+    rt::Duration readers_ttl = std::chrono::seconds(60);
+    rt::Duration retention_interval = std::chrono::minutes(1);
     double liveness_lies = 0;  // of owners: no answer, that of a group that lost records, or once "absent"
     double duplicates = 0;     // of requests: they arrive again, up to five seconds later
     std::string bug;           // a planted one, by name

@@ -34,6 +34,7 @@ Runs a workload under seeds A to B (default 1-1000) with faults drawn from the s
 separate processes, and both must have the same trace.
 
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
+                retention: policies, removals, pins and garbage while readers hold steps open
                 storage: one storage target, its chunks and records
                 targets: records on several data directories that fail, are missing, lost or stale
   --bug NAME    plant a bug, in the workload meant for it unless told; the exit code is 0 when a seed catches it
@@ -54,6 +55,7 @@ struct Arguments {
 
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .trace = std::move(trace)};
+  if (args.workload == "retention") return run_retention_workload(std::move(options));
   if (args.workload == "storage") return run_storage_workload(std::move(options));
   if (args.workload == "targets") return run_targets_workload(std::move(options));
   return run_checkpoint_workload(std::move(options));
@@ -102,7 +104,9 @@ bool parse(int argc, char** argv, Arguments& out) {
       }
     } else if (arg == "--workload") {
       out.workload = value();
-      if (out.workload != "storage" && out.workload != "targets" && out.workload != "checkpoint") return false;
+      if (out.workload != "storage" && out.workload != "targets" && out.workload != "checkpoint" &&
+          out.workload != "retention")
+        return false;
     } else if (arg == "--trace") {
       out.trace = true;
     } else if (arg == "--fail-fast") {

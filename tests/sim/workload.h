@@ -41,6 +41,11 @@ WorkloadResult run_storage_workload(WorkloadOptions options);
 /// the daemon takes, and in the end every directory has them all again.
 WorkloadResult run_targets_workload(WorkloadOptions options);
 
+/// The retention workload: steps come and go by policies, by hand and by replacement, are pinned and unpinned, while
+/// readers hold them open, some for longer than the daemon hears of them. A protected reader gets all bytes, an
+/// unprotected one right bytes or kDeleted; what must stay stays, and all else is freed in the end.
+WorkloadResult run_retention_workload(WorkloadOptions options);
+
 struct BugName {
   std::string name;
   std::string what;
