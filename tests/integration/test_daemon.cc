@@ -59,6 +59,8 @@ void TestDaemon::start() {
     throw std::runtime_error("cairnd did not start: " + line);
   address_ = line.substr(at + 7, line.find(' ', at) - at - 7);
   listen_ = address_;
+  const auto http = line.find("http=");
+  if (http != std::string::npos) http_ = line.substr(http + 5, line.find(' ', http) - http - 5);
 }
 
 void TestDaemon::kill9() {

@@ -21,13 +21,14 @@ class TestDaemon {
   void kill9();
   /// SIGTERM; its exit status.
   int stop();
+  const std::string& http() const { return http_; }  // HOST:PORT of /metrics
   const std::string& address() const { return address_; }
   const std::string& folder() const { return folder_; }
   std::string data() const { return folder_ + "/data"; }
 
  private:
   std::vector<std::string> flags_;
-  std::string folder_, listen_ = "127.0.0.1:0", address_;
+  std::string folder_, listen_ = "127.0.0.1:0", address_, http_;
   pid_t pid_ = -1;
 };
 
