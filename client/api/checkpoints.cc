@@ -407,17 +407,8 @@ Result<RunActivity> Client::activity(std::string run) {
 }
 Result<AttemptStatus> Client::status(std::string run, std::string attempt) {
   TRY(auto names, split_run(run));
-  std::string raw;
-  for (std::size_t i = 0; i + 1 < attempt.size(); i += 2) {
-    char* end = nullptr;
-    const auto pair = attempt.substr(i, 2);
-    raw += static_cast<char>(std::strtoul(pair.c_str(), &end, 16));
-    if (end != pair.c_str() + 2) raw.clear(), i = attempt.size();
-  }
-  auto owner = OwnerId::from_bytes(raw);
-  if (!owner || attempt.size() != 32)
-    return fail(Errc::kInvalid, "attempt '" + attempt + "': must be 32 hexadecimal digits");
-  TRY(auto report, impl_->call<client::AttemptReport>([impl = impl_.get(), names, id = *owner] {
+  TRY(const auto owner, owner_of_text("attempt", attempt));
+  TRY(auto report, impl_->call<client::AttemptReport>([impl = impl_.get(), names, id = owner] {
     return client::attempt_status(impl->session_, names.first, names.second, id, rt::Duration{0}, impl->deadline());
   }));
   AttemptStatus out{AttemptState::unknown, report.step, report.world_size, report.sealed, report.error.message};

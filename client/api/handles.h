@@ -43,6 +43,9 @@ struct RestoreImpl {
 format::DType to_core(DType dtype);
 DType from_core(format::DType dtype);
 StepInfo from_core(const client::StepSummary& summary);
+ObjectInfo from_core(const client::ObjectSummary& summary);
+/// Ids as they are printed. errors: kInvalid  with `what` it should be
+Result<OwnerId> owner_of_text(std::string_view what, const std::string& text);
 /// "BUCKET/RUN" -> both. errors: kInvalid
 Result<std::pair<std::string, std::string>> split_run(const std::string& name);
 /// Empty job: from the environment. errors: kInvalid  nowhere to be found

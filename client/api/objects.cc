@@ -1,39 +1,33 @@
-#include <algorithm>
-
 #include "client/api/handles.h"
+#include "client/core/buckets.h"
 
 namespace cairn {
 namespace {
 
-constexpr std::uint64_t kStreamBytes = 4 * kMiB;  // one step of put_stream and get_stream
-
 BucketInfo from_core(const client::BucketSummary& b) {
-  return {b.name, b.copies, b.quota_bytes, b.created_unix_nanos, b.keep_last, b.keep_every, b.keep_days};
-}
-
-ObjectInfo from_core(const client::ObjectSummary& s) {
-  return {s.key, s.size, s.crc, s.created_unix_nanos};
-}
-
-Task<client::ObjectSummary> put_all(ClientImpl* impl, std::string bucket, std::string key,
-                                    std::span<const std::byte> bytes, bool if_absent) {
-  CO_TRY(auto writer,
-         co_await client::ObjectWriter::begin(impl->session_, *impl->arena_, std::move(bucket), std::move(key),
-                                              if_absent, {impl->options_.chunks_in_flight, impl->timeout()}));
-  writer->expect(bytes.size());
-  CO_CHECK_OK(co_await writer->write(bytes));
-  co_return co_await writer->seal();
-}
-
-Task<std::vector<std::byte>> get_all(ClientImpl* impl, std::string bucket, std::string key) {
-  CO_TRY(auto opened, co_await client::open_object(impl->session_, bucket, std::move(key), impl->deadline()));
-  auto object = std::make_shared<const client::OpenedObject>(std::move(opened));
-  std::vector<std::byte> out(object->summary.size);
-  CO_CHECK_OK(co_await client::read_object(impl->session_, bucket, object, 0, out, impl->timeout()));
-  co_return out;
+  return {b.name,       b.copies,  b.quota_bytes, b.created_unix_nanos, b.keep_last, b.keep_every, b.keep_days,
+          b.used_bytes, b.objects, b.steps,       b.reserved_bytes};
 }
 
 }  // namespace
+
+ObjectInfo from_core(const client::ObjectSummary& s) {
+  return {s.key, s.size, s.crc, s.created_unix_nanos, s.owner.hex()};
+}
+
+Result<OwnerId> owner_of_text(std::string_view what, const std::string& text) {
+  std::string raw;
+  for (std::size_t i = 0; i + 1 < text.size(); i += 2) {
+    char* end = nullptr;
+    const auto pair = text.substr(i, 2);
+    raw += static_cast<char>(std::strtoul(pair.c_str(), &end, 16));
+    if (end != pair.c_str() + 2) raw.clear(), i = text.size();
+  }
+  auto owner = OwnerId::from_bytes(raw);
+  if (!owner || text.size() != 32)
+    return fail(Errc::kInvalid, std::string(what) + " '" + text + "': must be 32 hexadecimal digits");
+  return owner;
+}
 
 Result<Client> Client::connect(ClientOptions options) {
   Client client;
@@ -65,7 +59,8 @@ Result<BucketInfo> Client::bucket(std::string name) {
 }
 Result<BucketInfo> Client::set_bucket(std::string name, BucketChange change) {
   TRY(auto found, impl_->call<client::BucketSummary>([impl = impl_.get(), name, change] {
-    return client::set_bucket(impl->session_, name, {change.keep_last, change.keep_every, change.keep_days},
+    return client::set_bucket(impl->session_, name,
+                              {change.quota_bytes, change.keep_last, change.keep_every, change.keep_days},
                               impl->deadline());
   }));
   return from_core(found);
@@ -82,110 +77,37 @@ Result<void> Client::remove_bucket(std::string name) {
       [impl = impl_.get(), name] { return client::remove_bucket(impl->session_, name, impl->deadline()); });
 }
 
-Future<ObjectInfo> Client::put_async(std::string bucket, std::string key, std::span<const std::byte> bytes,
-                                     PutOptions options) {
-  auto put =
-      impl_->async<client::ObjectSummary>([impl = impl_.get(), bucket, key, bytes,
-                                           options] { return put_all(impl, bucket, key, bytes, options.if_absent); },
-                                          false);
-  return convert<ObjectInfo>(put, [](client::ObjectSummary s) -> Result<ObjectInfo> { return from_core(s); });
-}
-Result<ObjectInfo> Client::put(std::string bucket, std::string key, std::span<const std::byte> bytes,
-                               PutOptions options) {
-  if (impl_->on_loop_thread()) return fail(Errc::kInvalid, "put inside a callback: use put_async");
-  return put_async(std::move(bucket), std::move(key), bytes, options).get();
-}
-
-Result<ObjectInfo> Client::put_stream(std::string bucket, std::string key,
-                                      std::function<Result<std::size_t>(std::span<std::byte>)> read,
-                                      PutOptions options) {
-  auto* impl = impl_.get();
-  using Writer = std::shared_ptr<client::ObjectWriter>;
-  TRY(Writer writer, impl->call<Writer>([impl, bucket, key, options] {
-    return client::ObjectWriter::begin(impl->session_, *impl->arena_, bucket, key, options.if_absent,
-                                       {impl->options_.chunks_in_flight, impl->timeout()});
-  }));
-  // Whatever happens, the writer goes home on the loop.
-  struct Home {
-    ClientImpl* impl;
-    Writer* writer;
-    ~Home() { impl->release(std::move(*writer)); }
-  } home{impl, &writer};
-  std::vector<std::byte> piece(kStreamBytes);
-  for (;;) {
-    std::size_t filled = 0;
-    bool end = false;
-    while (filled < piece.size() && !end) {
-      TRY(const auto size, read(std::span(piece).subspan(filled)));
-      if (size > piece.size() - filled)
-        return fail(Errc::kInvalid, "put_stream: `read` returned more than it was given room for");
-      filled += size;
-      end = size == 0;
-    }
-    if (filled > 0)
-      CHECK_OK(impl->call<void>(
-          [writer, bytes = std::span<const std::byte>(piece).first(filled)] { return writer->write(bytes); }, false));
-    if (end) break;
-  }
-  TRY(auto sealed, impl->call<client::ObjectSummary>([writer] { return writer->seal(); }));
-  return from_core(sealed);
-}
-
-Future<std::vector<std::byte>> Client::get_async(std::string bucket, std::string key) {
-  return impl_->async<std::vector<std::byte>>([impl = impl_.get(), bucket, key] { return get_all(impl, bucket, key); });
-}
-Result<std::vector<std::byte>> Client::get(std::string bucket, std::string key) {
-  if (impl_->on_loop_thread()) return fail(Errc::kInvalid, "get inside a callback: use get_async");
-  return get_async(std::move(bucket), std::move(key)).get();
-}
-
-Result<ObjectInfo> Client::get_stream(std::string bucket, std::string key, std::uint64_t first, std::uint64_t last,
-                                      std::function<Result<void>(std::span<const std::byte>)> write) {
-  auto* impl = impl_.get();
-  TRY(auto opened, impl->call<client::OpenedObject>([impl, bucket, key] {
-    return client::open_object(impl->session_, bucket, key, impl->deadline());
-  }));
-  auto object = std::make_shared<const client::OpenedObject>(std::move(opened));
-  // Whatever happens, it goes home on the loop.
-  struct ObjectHome {
-    ClientImpl* impl;
-    std::shared_ptr<const client::OpenedObject>* object;
-    ~ObjectHome() { impl->release(std::move(*object)); }
-  } home{impl, &object};
-  const auto size = object->summary.size;
-  if (last == npos) last = size;
-  if (first > last || last > size)
-    return fail(Errc::kInvalid, "cairn://" + bucket + "/" + key + ": range " + std::to_string(first) + "-" +
-                                    std::to_string(last) + " is outside its " + std::to_string(size) + " bytes");
-  std::vector<std::byte> piece(std::min(kStreamBytes, last - first));
-  while (first < last) {
-    const auto part = std::span(piece).first(std::min<std::uint64_t>(piece.size(), last - first));
-    CHECK_OK(impl->call<void>([impl, bucket, object, first, part] {
-      return client::read_object(impl->session_, bucket, object, first, part, impl->timeout());
-    }));
-    CHECK_OK(write(part));
-    first += part.size();
-  }
-  return from_core(object->summary);
-}
-
 Result<ObjectInfo> Client::stat(std::string bucket, std::string key) {
   TRY(auto opened, impl_->call<client::OpenedObject>([impl = impl_.get(), bucket, key] {
     return client::stat_object(impl->session_, bucket, key, impl->deadline());
   }));
   return from_core(opened.summary);
 }
-Result<Page<ObjectInfo>> Client::list(std::string bucket, std::string prefix, std::string after, std::uint32_t limit) {
-  TRY(auto page, impl_->call<client::ObjectPage>([impl = impl_.get(), bucket, prefix, after, limit] {
-    return client::list_objects(impl->session_, bucket, prefix, after, limit, impl->deadline());
+Result<Listing> Client::list(std::string bucket, ListOptions options) {
+  client::ListRequest request{.prefix = options.prefix,
+                              .after = options.after,
+                              .delimiter = options.delimiter,
+                              .token = options.token,
+                              .limit = options.limit};
+  TRY(auto page, impl_->call<client::ObjectPage>([impl = impl_.get(), bucket, request] {
+    return client::list_objects(impl->session_, bucket, request, impl->deadline());
   }));
-  Page<ObjectInfo> out{{}, page.more};
+  Listing out{.items = {}, .prefixes = std::move(page.prefixes), .more = page.more, .next = std::move(page.next)};
   for (const auto& o : page.objects) out.items.push_back(from_core(o));
   return out;
 }
-Result<void> Client::remove(std::string bucket, std::string key) {
-  return impl_->call<void>([impl = impl_.get(), bucket, key] {
-    return client::remove_object(impl->session_, bucket, key, impl->deadline());
+Result<Page<ObjectInfo>> Client::list(std::string bucket, std::string prefix, std::string after, std::uint32_t limit) {
+  ListOptions options{.prefix = std::move(prefix), .after = std::move(after), .limit = limit};
+  TRY(auto listing, list(std::move(bucket), std::move(options)));
+  return Page<ObjectInfo>{std::move(listing.items), listing.more};
+}
+Result<void> Client::remove(std::string bucket, std::string key, RemoveOptions options) {
+  std::optional<OwnerId> version;
+  if (!options.if_version.empty()) {
+    TRY(version, owner_of_text("version", options.if_version));
+  }
+  return impl_->call<void>([impl = impl_.get(), bucket, key, version] {
+    return client::remove_object(impl->session_, bucket, key, version, impl->deadline());
   });
 }
 

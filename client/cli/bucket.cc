@@ -13,6 +13,10 @@ nlohmann::ordered_json json_of(const BucketInfo& info) {
   return {{"bucket", info.name},
           {"copies", info.copies},
           {"quota_bytes", info.quota_bytes},
+          {"used_bytes", info.used_bytes},
+          {"reserved_bytes", info.reserved_bytes},
+          {"objects", info.objects},
+          {"steps", info.steps},
           {"keep_last", info.keep_last},
           {"keep_every", info.keep_every},
           {"keep_days", info.keep_days},
@@ -21,6 +25,11 @@ nlohmann::ordered_json json_of(const BucketInfo& info) {
 
 std::string quota_text(const BucketInfo& info) {
   return info.quota_bytes == 0 ? "none" : size_text(info.quota_bytes);
+}
+
+Result<std::uint64_t> quota_of(const std::string& text) {
+  if (text == "none") return 0;
+  return size_of(text);
 }
 
 /// What retention keeps.
@@ -36,6 +45,11 @@ void print_bucket(const BucketInfo& info) {
   print_line(fmt::format("bucket   {}", info.name));
   print_line(fmt::format("copies   {}", info.copies));
   print_line(fmt::format("quota    {}", quota_text(info)));
+  print_line(fmt::format("used     {} ({} bytes): {} {}, {} {}", size_text(info.used_bytes), info.used_bytes,
+                         info.objects, info.objects == 1 ? "object" : "objects", info.steps,
+                         info.steps == 1 ? "step" : "steps"));
+  if (info.reserved_bytes > 0)
+    print_line(fmt::format("open     {} reserved by uploads and saves", size_text(info.reserved_bytes)));
   print_line(fmt::format("keep     {}", keep_text(info)));
   print_line(fmt::format("created  {}", time_text(info.created_unix_nanos)));
 }
@@ -50,7 +64,7 @@ Result<void> bucket_create(Context& context, const BucketCreate& args) {
                         .keep_every = args.keep_every,
                         .keep_days = args.keep_days};
   if (!args.quota.empty()) {
-    TRY(options.quota_bytes, size_of(args.quota));
+    TRY(options.quota_bytes, quota_of(args.quota));
   }
   TRY(auto client, context.client());
   CHECK_OK(client.create_bucket(options));
@@ -60,9 +74,12 @@ Result<void> bucket_create(Context& context, const BucketCreate& args) {
 
 Result<void> bucket_set(Context& context, const BucketSet& args) {
   CHECK_OK(check_bucket_name(args.bucket));
-  const auto& change = args.change;
-  if (!change.keep_last && !change.keep_every && !change.keep_days)
-    return fail(Errc::kInvalid, "nothing to change: name --keep-last, --keep-every or --keep-days");
+  auto change = args.change;
+  if (!args.quota.empty()) {
+    TRY(change.quota_bytes, quota_of(args.quota));
+  }
+  if (!change.quota_bytes && !change.keep_last && !change.keep_every && !change.keep_days)
+    return fail(Errc::kInvalid, "nothing to change: name --quota, --keep-last, --keep-every or --keep-days");
   TRY(auto client, context.client());
   TRY(const auto info, client.set_bucket(args.bucket, change));
   if (context.json)
@@ -79,10 +96,10 @@ Result<void> bucket_list(Context& context) {
     for (const auto& bucket : buckets) print_json(json_of(bucket));
     return {};
   }
-  Table table({"BUCKET", "COPIES", "QUOTA", "KEEP", "CREATED"});
+  Table table({"BUCKET", "COPIES", "USED", "QUOTA", "KEEP", "CREATED"});
   for (const auto& bucket : buckets)
-    table.add({bucket.name, std::to_string(bucket.copies), quota_text(bucket), keep_text(bucket),
-               time_text(bucket.created_unix_nanos)});
+    table.add({bucket.name, std::to_string(bucket.copies), size_text(bucket.used_bytes), quota_text(bucket),
+               keep_text(bucket), time_text(bucket.created_unix_nanos)});
   table.print();
   return {};
 }

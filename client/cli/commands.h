@@ -21,7 +21,8 @@ struct BucketCreate {
 Result<void> bucket_create(Context& context, const BucketCreate& args);
 struct BucketSet {
   std::string bucket;
-  BucketChange change;
+  BucketChange change;  // but for the quota
+  std::string quota;    // "none" or a size
 };
 Result<void> bucket_set(Context& context, const BucketSet& args);
 Result<void> bucket_list(Context& context);
@@ -32,6 +33,7 @@ struct Put {
   std::string file;  // or "-"
   std::string url;
   bool if_absent = false;
+  std::string if_version;
 };
 Result<void> put(Context& context, const Put& args);
 struct Get {
@@ -40,9 +42,17 @@ struct Get {
   std::string range;
 };
 Result<void> get(Context& context, const Get& args);
-Result<void> list(Context& context, const std::string& url);
+struct List {
+  std::string url;
+  std::string delimiter, after;
+};
+Result<void> list(Context& context, const List& args);
 Result<void> stat(Context& context, const std::string& url);
-Result<void> remove(Context& context, const std::string& url);
+struct Remove {
+  std::string url;
+  std::string if_version;
+};
+Result<void> remove(Context& context, const Remove& args);
 
 struct CkptSave {
   std::string run;

@@ -51,7 +51,7 @@ std::string_view advice(Errc code) {
     case Errc::kBusy:
       return "try again";
     case Errc::kNoSpace:
-      return "remove something or add space";
+      return "remove something, add space or raise the quota";
     case Errc::kDataLoss:
       return "run 'cairn ckpt verify' and restore from another step";
     default:
@@ -108,9 +108,15 @@ Result<ByteRange> range_of(std::string_view text) {
     const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), to);
     return error == std::errc() && end == part.data() + part.size();
   };
+  if (dash == 0 && number(text.substr(1), out.first)) {
+    out.from_end = true;
+    return out;
+  }
   if (dash == text.npos || !number(text.substr(0, dash), out.first) ||
       (dash + 1 != text.size() && !number(text.substr(dash + 1), out.last)) || out.last < out.first)
-    return fail(Errc::kInvalid, fmt::format("'{}' is not a range FIRST-LAST of bytes, LAST not included", text));
+    return fail(Errc::kInvalid, fmt::format("'{}' is not a range of bytes: FIRST-LAST (LAST not included), FIRST- for "
+                                            "all that follow, or -N for the last N",
+                                            text));
   return out;
 }
 

@@ -39,9 +39,10 @@ Result<ObjectName> object_name(std::string_view url);
 Result<void> check_run(std::string_view name);
 /// "512", "64KiB", "1.5G": bytes. errors: kInvalid
 Result<std::uint64_t> size_of(std::string_view text);
-/// "A-B" with A inclusive, B exclusive; B may be missing. errors: kInvalid
+/// "A-B" with A inclusive, B exclusive; "A-": to the end; "-N": the last N. errors: kInvalid
 struct ByteRange {
   std::uint64_t first = 0, last = Client::npos;
+  bool from_end = false;  // `first` counts back from the end
 };
 Result<ByteRange> range_of(std::string_view text);
 

@@ -115,9 +115,11 @@ class CommandLine {
     };
     keep(create, create_.keep_last, create_.keep_every, create_.keep_days);
     on(create, "bucket create", create_.bucket, [this] { return bucket_create(context, create_); });
-    auto* set = command(bucket, "set", "Change which steps are kept: those that one of the rules names; 0 ends a rule",
-                        "cairn bucket set models --keep-last 5 --keep-every 1000");
+    auto* set = command(bucket, "set",
+                        "Change the quota, or which steps are kept: those that one of the rules names; 0 ends a rule",
+                        "cairn bucket set models --quota 2TiB --keep-last 5 --keep-every 1000");
     set->add_option("BUCKET", set_.bucket)->required();
+    set->add_option("--quota", set_.quota, "Most bytes it may hold, or none");
     keep(set, set_.change.keep_last, set_.change.keep_every, set_.change.keep_days);
     on(set, "bucket set", set_.bucket, [this] { return bucket_set(context, set_); });
     auto* ls = command(bucket, "ls", "List buckets", "cairn bucket ls --json");
@@ -136,22 +138,28 @@ class CommandLine {
     put->add_option("FILE", put_.file, "A file, or - for stdin")->required();
     put->add_option("URL", put_.url, "cairn://BUCKET/KEY")->required();
     put->add_flag("--if-absent", put_.if_absent, "Fail (exit 4) when the key is there");
+    put->add_option("--if-version", put_.if_version, "Fail (exit 4) unless this version (see stat) is there")
+        ->excludes("--if-absent");
     on(put, "put", put_.url, [this] { return cli::put(context, put_); });
     auto* get = command(&app_, "get", "Write an object to a file or stdout",
                         "cairn get cairn://models/v1/model.tar - --range 0-1024");
     get->add_option("URL", get_.url, "cairn://BUCKET/KEY")->required();
     get->add_option("FILE", get_.file, "A file, or - for stdout")->required();
-    get->add_option("--range", get_.range, "FIRST-LAST bytes, LAST not included");
+    get->add_option("--range", get_.range,
+                    "FIRST-LAST bytes, LAST not included; FIRST-: to the end; --range=-N: the last N");
     on(get, "get", get_.url, [this] { return cli::get(context, get_); });
     auto* ls = command(&app_, "ls", "List objects", "cairn ls cairn://models/v1/");
-    ls->add_option("URL", name_, "cairn://BUCKET/PREFIX")->required();
-    on(ls, "ls", name_, [this] { return cli::list(context, name_); });
+    ls->add_option("URL", list_.url, "cairn://BUCKET/PREFIX")->required();
+    ls->add_option("--delimiter", list_.delimiter, "Fold keys that go on behind this text, for example /");
+    ls->add_option("--after", list_.after, "Only keys greater than this");
+    on(ls, "ls", list_.url, [this] { return cli::list(context, list_); });
     auto* stat = command(&app_, "stat", "Show an object", "cairn stat cairn://models/v1/model.tar --json");
     stat->add_option("URL", name_, "cairn://BUCKET/KEY")->required();
     on(stat, "stat", name_, [this] { return cli::stat(context, name_); });
     auto* rm = command(&app_, "rm", "Remove an object", "cairn rm cairn://models/v1/model.tar");
-    rm->add_option("URL", name_, "cairn://BUCKET/KEY")->required();
-    on(rm, "rm", name_, [this] { return cli::remove(context, name_); });
+    rm->add_option("URL", remove_object_.url, "cairn://BUCKET/KEY")->required();
+    rm->add_option("--if-version", remove_object_.if_version, "Fail (exit 4) when another version is there");
+    on(rm, "rm", remove_object_.url, [this] { return cli::remove(context, remove_object_); });
   }
 
   void checkpoint_commands() {
@@ -214,6 +222,8 @@ class CommandLine {
   BucketSet set_;
   CkptPin pin_;
   Put put_;
+  List list_;
+  Remove remove_object_;
   Get get_;
   CkptSave save_;
   CkptRestore restore_;

@@ -21,11 +21,9 @@ Result<ObjectName> key_of(const std::string& url) {
 }
 
 nlohmann::ordered_json json_of(const std::string& bucket, const ObjectInfo& info) {
-  return {{"bucket", bucket},
-          {"key", info.key},
-          {"size", info.size_bytes},
-          {"crc32c", fmt::format("{:08x}", info.crc32c)},
-          {"created", time_iso(info.created_unix_nanos)}};
+  return {{"bucket", bucket},        {"key", info.key},
+          {"size", info.size_bytes}, {"crc32c", fmt::format("{:08x}", info.crc32c)},
+          {"version", info.version}, {"created", time_iso(info.created_unix_nanos)}};
 }
 
 Result<std::size_t> read_stdin(std::span<std::byte> out) {
@@ -52,21 +50,27 @@ Result<void> write_stdout(std::span<const std::byte> bytes) {
 
 Result<void> put(Context& context, const Put& args) {
   TRY(const auto name, key_of(args.url));
+  PutOptions options{.if_absent = args.if_absent, .if_version = args.if_version};
   std::unique_ptr<FileSource> file;
   if (args.file != "-") {
     TRY(file, FileSource::open(args.file));
+    options.size_bytes = file->size();
   }
   TRY(auto client, context.client());
   Progress progress("put", file ? file->size() : 0);
   const auto read = [&](std::span<std::byte> out) -> Result<std::size_t> {
     if (stop_requested) return fail(stopped());
-    if (!file) return read_stdin(out);
+    if (!file) {
+      TRY(const auto size, read_stdin(out));
+      progress.add(size);
+      return size;
+    }
     const auto size = std::min<std::uint64_t>(out.size(), file->size() - progress.done());
     CHECK_OK(file->read(progress.done(), out.first(size)));
     progress.add(size);
     return size;
   };
-  TRY(const auto info, client.put_stream(name.bucket, name.key, read, {.if_absent = args.if_absent}));
+  TRY(const auto info, client.put_stream(name.bucket, name.key, read, std::move(options)));
   if (context.json) print_json(json_of(name.bucket, info));
   return {};
 }
@@ -78,42 +82,57 @@ Result<void> get(Context& context, const Get& args) {
     TRY(range, range_of(args.range));
   }
   TRY(auto client, context.client());
-  TRY(const auto info, client.stat(name.bucket, name.key));
-  if (range.first > info.size_bytes)
-    return fail(Errc::kInvalid, fmt::format("range begins at {} of {} bytes", range.first, info.size_bytes));
+  TRY(auto object, client.open_object(name.bucket, name.key));
+  const auto size = object.info().size_bytes;
+  if (range.from_end) range.first = size - std::min(size, range.first);
+  const auto last = range.last == Client::npos ? std::max(size, range.first) : range.last;
+  if (last > size || range.first > last)
+    return fail(Errc::kInvalid, fmt::format("the range {} reaches beyond the object's {} bytes", args.range, size));
   std::optional<FileInPlace> file;
   if (args.file != "-") {
     TRY(auto made, FileInPlace::create(args.file));
     file.emplace(std::move(made));
   }
-  Progress progress("get", std::min(range.last, info.size_bytes) - range.first);
+  Progress progress("get", last - range.first);
   const auto write = [&](std::span<const std::byte> bytes) -> Result<void> {
     if (stop_requested) return fail(stopped());
     progress.add(bytes.size());
     return file ? file->file().append(bytes) : write_stdout(bytes);
   };
-  TRY(const auto got, client.get_stream(name.bucket, name.key, range.first, range.last, write));
+  CHECK_OK(object.stream(range.first, last, write));
   if (file) CHECK_OK(file->commit());
   // With "-" stdout carries the object's bytes and nothing else.
-  if (context.json && file) print_json(json_of(name.bucket, got));
+  if (context.json && file) print_json(json_of(name.bucket, object.info()));
   return {};
 }
 
-Result<void> list(Context& context, const std::string& url) {
-  TRY(const auto name, object_name(url));
+Result<void> list(Context& context, const List& args) {
+  TRY(const auto name, object_name(args.url));
   TRY(auto client, context.client());
   Table table({"SIZE", "CREATED", "KEY"});
-  std::string after;
+  ListOptions options{.prefix = name.key, .after = args.after, .delimiter = args.delimiter, .token = {}};
   for (bool more = true; more;) {
-    TRY(const auto page, client.list(name.bucket, name.key, after));
+    TRY(const auto page, client.list(name.bucket, options));
+    // Keys and prefixes of a page in one order.
+    auto prefix = page.prefixes.begin();
+    const auto print_prefixes = [&](const std::string* before) {
+      for (; prefix != page.prefixes.end() && (before == nullptr || *prefix < *before); ++prefix) {
+        if (context.json)
+          print_json({{"bucket", name.bucket}, {"prefix", *prefix}});
+        else
+          table.add({"", "", *prefix});
+      }
+    };
     for (const auto& info : page.items) {
+      print_prefixes(&info.key);
       if (context.json)
         print_json(json_of(name.bucket, info));
       else
         table.add({size_text(info.size_bytes), time_text(info.created_unix_nanos), info.key});
-      after = info.key;
     }
-    more = page.more && !page.items.empty();
+    print_prefixes(nullptr);
+    options.token = page.next;
+    more = page.more;
   }
   if (!context.json) table.print();
   return {};
@@ -130,14 +149,15 @@ Result<void> stat(Context& context, const std::string& url) {
   print_line(fmt::format("object   cairn://{}/{}", name.bucket, name.key));
   print_line(fmt::format("size     {} ({} bytes)", size_text(info.size_bytes), info.size_bytes));
   print_line(fmt::format("crc32c   {:08x}", info.crc32c));
+  print_line(fmt::format("version  {}", info.version));
   print_line(fmt::format("created  {}", time_text(info.created_unix_nanos)));
   return {};
 }
 
-Result<void> remove(Context& context, const std::string& url) {
-  TRY(const auto name, key_of(url));
+Result<void> remove(Context& context, const Remove& args) {
+  TRY(const auto name, key_of(args.url));
   TRY(auto client, context.client());
-  CHECK_OK(client.remove(name.bucket, name.key));
+  CHECK_OK(client.remove(name.bucket, name.key, {.if_version = args.if_version}));
   if (context.json) print_json({{"bucket", name.bucket}, {"key", name.key}, {"removed", true}});
   return {};
 }

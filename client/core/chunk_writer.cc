@@ -172,26 +172,28 @@ Task<void> ChunkWriter::drain() {
   co_return {};
 }
 
-void to_runs(const std::vector<format::Extent>& extents, const OwnerId& owner, std::vector<wire::ExtentRun>& out) {
-  for (const auto& e : extents) {
-    assert(e.offset == 0);
-    wire::ExtentRun* last = out.empty() ? nullptr : &out.back();
-    // Only the last chunk of a run may be short.
-    const bool joins = last != nullptr && last->group() == e.group && last->writer() == e.chunk.writer &&
-                       last->first_index() + last->count() == e.chunk.index &&
-                       last->last_bytes() == last->chunk_bytes() && e.length <= last->chunk_bytes();
-    if (!joins) {
-      out.emplace_back();
-      last = &out.back();
-      last->set_group(e.group);
-      if (e.chunk.owner != owner) last->set_owner(std::string(e.chunk.owner.view()));
-      last->set_writer(e.chunk.writer);
-      last->set_first_index(e.chunk.index);
-      last->set_chunk_bytes(e.length);
-    }
-    last->set_count(last->count() + 1);
-    last->set_last_bytes(e.length);
+void add_run(const format::Extent& e, const OwnerId& owner, std::vector<wire::ExtentRun>& out) {
+  assert(e.offset == 0);
+  wire::ExtentRun* last = out.empty() ? nullptr : &out.back();
+  // Only the last chunk of a run may be short.
+  const bool joins = last != nullptr && last->group() == e.group && last->writer() == e.chunk.writer &&
+                     last->first_index() + last->count() == e.chunk.index &&
+                     last->last_bytes() == last->chunk_bytes() && e.length <= last->chunk_bytes();
+  if (!joins) {
+    out.emplace_back();
+    last = &out.back();
+    last->set_group(e.group);
+    if (e.chunk.owner != owner) last->set_owner(std::string(e.chunk.owner.view()));
+    last->set_writer(e.chunk.writer);
+    last->set_first_index(e.chunk.index);
+    last->set_chunk_bytes(e.length);
   }
+  last->set_count(last->count() + 1);
+  last->set_last_bytes(e.length);
+}
+
+void to_runs(const std::vector<format::Extent>& extents, const OwnerId& owner, std::vector<wire::ExtentRun>& out) {
+  for (const auto& e : extents) add_run(e, owner, out);
 }
 
 Result<std::vector<format::Extent>> extents_in(std::span<const wire::ExtentRun> runs, const OwnerId& owner,

@@ -79,6 +79,8 @@ class ChunkWriter {
   rt::Scope sending_;
 };
 
+/// Adds one whole chunk to runs of consecutive indices.
+void add_run(const format::Extent& extent, const OwnerId& owner, std::vector<wire::ExtentRun>& out);
 /// Whole chunks, in order, as runs of consecutive indices.
 void to_runs(const std::vector<format::Extent>& extents, const OwnerId& owner, std::vector<wire::ExtentRun>& out);
 /// Bytes [offset, offset + length) of what `runs` hold. errors: kDataLoss  the runs are shorter or malformed

@@ -11,6 +11,7 @@ namespace cairn::client {
 namespace {
 
 constexpr std::size_t kTokenBytesMax = 16 * kKiB;
+constexpr rt::Duration kAbortMax = std::chrono::seconds(5);
 constexpr rt::Duration kPollEvery = std::chrono::seconds(10);
 
 template <class Message>
@@ -144,6 +145,7 @@ Task<void> SaveAttempt::beat(std::weak_ptr<SaveAttempt> weak, std::shared_ptr<Se
       name_run(beat, self->run_.bucket, self->run_.run);
       beat.set_owner(std::string(self->owner_.view()));
       beat.set_rank(self->request_.rank);
+      beat.set_declared_bytes(self->request_.declared_bytes);
       home = self->home();
     }
     // A failure shows in the next seal or chunk; here it is only a sign of life.
@@ -244,8 +246,14 @@ Task<void> SaveAttempt::stage(bool last) {
     auto copied = co_await copy_items();
     if (!copied) {
       if (copied.error().code == Errc::kBusy) co_return fail(std::move(copied).error());
+      copied = co_await explain(std::move(copied).error());
       // The chunks that did not arrive are part of this rank's save: it cannot succeed any more.
       end(fail(copied.error()));
+      // The others learn at once, by name, instead of after the silence.
+      session_->background().spawn([](std::shared_ptr<SaveAttempt> attempt, Error why) -> Task<void> {
+        (void)co_await attempt->send_abort(why.code, why.message, attempt->soon());
+        co_return {};
+      }(self, copied.error()));
       co_return fail(std::move(copied).error());
     }
   }
@@ -275,10 +283,10 @@ Task<SaveOutcome> SaveAttempt::finish() {
   if (!sealed_) {
     auto sealed = co_await seal();
     if (!sealed) {
-      auto error = std::move(sealed).error();
+      auto error = (co_await explain(std::move(sealed).error())).error();
       // The others learn at once, by name, instead of after the silence.
       if (error.code != Errc::kFenced && error.code != Errc::kAttemptFailed)
-        (void)co_await send_abort(error.message, session_->runtime().loop.now() + std::chrono::seconds(5));
+        (void)co_await send_abort(error.code, error.message, session_->runtime().loop.now() + kAbortMax);
       co_return fail(std::move(error));
     }
     sealed_ = true;
@@ -351,19 +359,28 @@ Task<void> SaveAttempt::commit(rt::TimePoint deadline) {
   co_return {};
 }
 
-Task<void> SaveAttempt::send_abort(std::string reason, rt::TimePoint deadline) {
+Task<void> SaveAttempt::explain(Error error) {
+  if (error.code == Errc::kFenced) {
+    auto report = co_await attempt_status(session_, run_.bucket, run_.run, owner_, rt::Duration{0}, soon());
+    if (report && report->phase == AttemptPhase::kFailed) co_return fail(std::move(report->error));
+  }
+  co_return fail(std::move(error));
+}
+
+Task<void> SaveAttempt::send_abort(Errc code, std::string reason, rt::TimePoint deadline) {
   wire::Abort abort;
   name_run(abort, run_.bucket, run_.run);
   abort.set_owner(std::string(owner_.view()));
   abort.set_rank(request_.rank);
   abort.set_reason(reason.substr(0, 1000));
+  abort.set_code(static_cast<int>(code));
   CO_CHECK_OK(co_await session_->record_call(wire::Method::kAbort, home(), wire::encode(abort), deadline));
   co_return {};
 }
 
 Task<void> SaveAttempt::abort(std::string reason, rt::TimePoint deadline) {
   auto self = shared_from_this();
-  CO_CHECK_OK(co_await send_abort(reason, deadline));
+  CO_CHECK_OK(co_await send_abort(Errc::kAttemptFailed, reason, deadline));
   end(fail(Errc::kCancelled, "aborted: " + reason));
   co_return {};
 }

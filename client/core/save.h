@@ -106,7 +106,9 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   Task<SaveOutcome> finish();
   Task<void> seal();
   Task<void> await_commit();
-  Task<void> send_abort(std::string reason, rt::TimePoint deadline);
+  /// Always an error: when the attempt has ended under this rank, what ended it.
+  Task<void> explain(Error error);
+  Task<void> send_abort(Errc code, std::string reason, rt::TimePoint deadline);
   static Task<void> beat(std::weak_ptr<SaveAttempt> weak, std::shared_ptr<Session> session, rt::Duration every);
   void end(Result<SaveOutcome> outcome);
   rt::TimePoint soon() const;

@@ -66,7 +66,10 @@ TEST_CASE("cli: sizes, ranges, object and run names are read strictly", "[client
   }
   CHECK(range_of("5-9")->last == 9);
   CHECK(range_of("5-")->last == Client::npos);
-  for (const char* bad : {"", "-", "5", "-5", "9-5", "a-b", "1-2-3", "1-99999999999999999999"}) {
+  CHECK_FALSE(range_of("5-")->from_end);
+  CHECK(range_of("-5")->first == 5);
+  CHECK(range_of("-5")->from_end);
+  for (const char* bad : {"", "-", "5", "-5-", "--5", "9-5", "a-b", "1-2-3", "1-99999999999999999999"}) {
     INFO(bad);
     CHECK(code_of(range_of(bad)) == Errc::kInvalid);
   }

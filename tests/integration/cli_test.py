@@ -157,6 +157,8 @@ class Cli(unittest.TestCase):
                 self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-", "--range", f"{a}-{b}").stdout, data[a:b])
                 self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-", "--range", f"{a}-").stdout, data[a:])
         self.run_cairn("get", f"{url}k1", "-", "--range", "2-3", code=2)
+        self.assertEqual(self.run_cairn("get", f"{url}k{size}", "-", "--range=-7").stdout, data[-7:])
+        self.assertEqual(self.run_cairn("get", f"{url}k1", "-", "--range=-7").stdout, self.run_cairn("get", f"{url}k1", "-").stdout)
 
     def test_objects_are_put_from_stdin_once_if_asked_listed_and_removed(self):
         url = f"cairn://{self.make_bucket()}/"
@@ -172,6 +174,34 @@ class Cli(unittest.TestCase):
         self.run_cairn("rm", url + "b")
         for command in [["get", url + "b", "-"], ["stat", url + "b"]]:
             self.run_cairn(*command, code=3)
+
+    def test_versions_folders_and_quotas(self):
+        bucket = self.make_bucket()
+        url = f"cairn://{bucket}/"
+        self.run_cairn("put", "-", url + "d/k", stdin=b"one")
+        version = self.json("stat", url + "d/k")["version"]
+        self.run_cairn("put", "-", url + "d/k", "--if-version", version, stdin=b"two")
+        self.run_cairn("put", "-", url + "d/k", "--if-version", version, stdin=b"three", code=4)
+        self.run_cairn("rm", url + "d/k", "--if-version", version, code=4)
+        self.assertEqual(self.run_cairn("get", url + "d/k", "-").stdout, b"two")
+        self.run_cairn("put", "-", url + "e", stdin=b"four")
+        self.assertEqual([o.get("prefix") or o["key"] for o in self.json_lines("ls", url, "--delimiter", "/")], ["d/", "e"])
+        self.assertEqual([o["key"] for o in self.json_lines("ls", url, "--after", "d/k")], ["e"])
+
+        shown = self.json("bucket", "set", bucket, "--quota", "1MiB")
+        self.assertEqual((shown["quota_bytes"], shown["used_bytes"], shown["objects"]), (1 << 20, 7, 2))
+        data = bytes(range(256)) * 4096  # as much as the quota: too much with the rest
+        self.run_cairn("put", self.write("in", data), url + "f", code=8)
+        refused = self.run_cairn("put", "-", url + "f", stdin=data, code=8)
+        self.assertRegex(refused.stderr.decode(), "limit 1048576 bytes, used 7.*asked 1048576")
+        self.run_cairn("ckpt", "save", bucket + "/r", "--step", 1, self.dir / "in", code=8)
+        self.run_cairn("bucket", "set", bucket, "--quota", "2MiB")
+        self.run_cairn("ckpt", "save", bucket + "/r", "--step", 1, self.dir / "in")
+        shown = self.json("bucket", "show", bucket)
+        self.assertEqual((shown["used_bytes"], shown["steps"], shown["reserved_bytes"]), (7 + len(data), 1, 0))
+        self.run_cairn("put", self.dir / "in", url + "f", code=8)
+        self.run_cairn("bucket", "set", bucket, "--quota", "none")
+        self.run_cairn("put", self.dir / "in", url + "f")
 
     def test_a_failed_get_leaves_the_old_file_and_nothing_else(self):
         url = f"cairn://{self.make_bucket()}/"

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
 #include "tests/integration/test_daemon.h"
 
@@ -393,6 +394,138 @@ TEST_CASE("client: objects in whole, by ranges, streamed, listed in order", "[in
   CHECK(keys == std::vector<std::string>{"dir/a", "dir/b", "empty"});
   REQUIRE(job.client->remove("b", "dir/a"));
   CHECK(job.client->get("b", "dir/a").error().code == Errc::kNotFound);
+}
+
+TEST_CASE("client: an object is written piece by piece and read at any offset, in three ways of waiting",
+          "[integration]") {
+  Job job;
+  const auto bytes = pattern(5'000'000, 5);
+  const auto part = [&](std::size_t first, std::size_t size) { return std::span(bytes).subspan(first, size); };
+  auto writer = job.client->create_object("b", "k", {});
+  REQUIRE(writer);
+  REQUIRE(writer->write(part(0, 1)));
+  auto second = writer->write_async(part(1, 2'999'999));
+  auto third = writer->write_async(part(3'000'000, 2'000'000));  // in order, though the one before is under way
+  CHECK(second.get());
+  CHECK(third.get());
+  CHECK(job.client->stat("b", "k").error().code == Errc::kNotFound);
+  auto info = writer->finish();
+  REQUIRE(info);
+  CHECK(info->size_bytes == bytes.size());
+  CHECK(writer->finish()->version == info->version);  // again: done
+
+  auto reader = job.client->open_object("b", "k");
+  REQUIRE(reader);
+  CHECK(reader->info().version == info->version);
+  std::vector<std::byte> out(1000);
+  CHECK(reader->read(1'234'567, out).value() == 1000);
+  CHECK(std::ranges::equal(out, part(1'234'567, 1000)));
+  CHECK(reader->read(bytes.size() - 10, out).value() == 10);
+  CHECK(std::ranges::equal(std::span(out).first(10), part(bytes.size() - 10, 10)));
+  CHECK(reader->read(bytes.size(), out).value() == 0);
+  CHECK(reader->read(bytes.size() + 1, out).error().code == Errc::kInvalid);
+  std::atomic<std::size_t> called = 0;
+  reader->read_async(0, out).then([&](Result<std::size_t> got) {
+    called = got.value_or(1);
+    called.notify_one();
+  });
+  called.wait(0);
+  CHECK(called == 1000);
+
+  // Replaced and removed: the reader goes on with what it has opened.
+  REQUIRE(job.client->put("b", "k", part(0, 10)));
+  REQUIRE(job.client->remove("b", "k"));
+  std::vector<std::byte> all;
+  REQUIRE(reader->stream(0, ObjectReader::npos, [&](std::span<const std::byte> piece) -> Result<void> {
+    all.insert(all.end(), piece.begin(), piece.end());
+    return {};
+  }));
+  CHECK(all == bytes);
+  CHECK(reader->stream(1, 0, {}).error().code == Errc::kInvalid);
+  // The caller's error ends a stream at once.
+  const auto stopped =
+      reader->stream(0, ObjectReader::npos, [](auto) -> Result<void> { return fail(Errc::kBusy, "enough"); });
+  CHECK(stopped.error().code == Errc::kBusy);
+}
+
+TEST_CASE("client: an object that is not finished is never there, and its space comes back", "[integration]") {
+  Job job({"--garbage-grace", "10ms", "--garbage-interval", "10ms"});
+  const auto bytes = pattern(3'000'000, 6);
+  {
+    auto dropped = job.client->create_object("b", "dropped", {});
+    REQUIRE(dropped);
+    REQUIRE(dropped->write(bytes));
+    CHECK(job.client->bucket("b")->reserved_bytes > 0);
+  }
+  auto aborted = job.client->create_object("b", "aborted", {});
+  REQUIRE(aborted);
+  REQUIRE(aborted->write(bytes));
+  REQUIRE(aborted->abort());
+  CHECK_FALSE(aborted->finish());
+  const auto broken = job.client->put_stream("b", "broken",
+                                             [n = 0](std::span<std::byte> into) mutable -> Result<std::size_t> {
+                                               if (++n > 2) return fail(Errc::kFailed, "the source is gone");
+                                               return into.size();
+                                             },
+                                             {});
+  CHECK(broken.error().message == "the source is gone");
+  const auto deadline = std::chrono::steady_clock::now() + 60s;
+  while (job.client->bucket("b")->reserved_bytes > 0 && std::chrono::steady_clock::now() < deadline)
+    std::this_thread::yield();
+  CHECK(job.client->bucket("b")->reserved_bytes == 0);
+  CHECK(job.client->list("b")->items.empty());
+}
+
+TEST_CASE("client: puts and removals of a named version, and quotas", "[integration]") {
+  Job job;
+  auto& client = *job.client;
+  const auto bytes = pattern(1000, 7);
+  const auto first = client.put("b", "k", bytes);
+  REQUIRE(first);
+  const auto second = client.put("b", "k", bytes, {.if_version = first->version});
+  REQUIRE(second);
+  CHECK(second->version != first->version);
+  CHECK(client.put("b", "k", bytes, {.if_version = first->version}).error().code == Errc::kConflict);
+  CHECK(client.put("b", "none", bytes, {.if_version = first->version}).error().code == Errc::kConflict);
+  CHECK(client.put("b", "k", bytes, {.if_version = "rubbish"}).error().code == Errc::kInvalid);
+  CHECK(client.put("b", "k", bytes, {.if_absent = true, .if_version = first->version}).error().code == Errc::kInvalid);
+  CHECK(client.remove("b", "k", {.if_version = first->version}).error().code == Errc::kConflict);
+  REQUIRE(client.remove("b", "k", {.if_version = second->version}));
+  CHECK(client.remove("b", "k", {.if_version = second->version}).error().code == Errc::kNotFound);
+
+  REQUIRE(client.set_bucket("b", {.quota_bytes = 2500}));
+  REQUIRE(client.put("b", "k", bytes));
+  REQUIRE(client.put("b", "l", bytes));
+  const auto refused = client.put("b", "m", bytes);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kNoSpace);
+  CHECK(refused.error().message.find("limit 2500 bytes, used 2000") != std::string::npos);
+  REQUIRE(client.put("b", "l", pattern(1500, 8)));
+  const auto info = client.bucket("b");
+  CHECK(info->used_bytes == 2500);
+  CHECK(info->objects == 2);
+  CHECK(info->quota_bytes == 2500);
+  REQUIRE(client.set_bucket("b", {.quota_bytes = 0}));
+  REQUIRE(client.put("b", "m", bytes));
+}
+
+TEST_CASE("client: listings fold keys below a delimiter and go on from their token", "[integration]") {
+  Job job;
+  for (const auto* key : {"a", "d/1", "d/2", "e", "f/g/h", "f/i"}) REQUIRE(job.client->put("b", key, {}));
+  std::vector<std::string> got;
+  ListOptions options{.delimiter = "/", .limit = 2};
+  for (bool more = true; more;) {
+    const auto page = job.client->list("b", options);
+    REQUIRE(page);
+    for (const auto& item : page->items) got.push_back(item.key);
+    got.insert(got.end(), page->prefixes.begin(), page->prefixes.end());
+    options.token = page->next;
+    more = page->more;
+  }
+  CHECK(got == std::vector<std::string>{"a", "d/", "e", "f/"});
+  const auto after = job.client->list("b", {.prefix = "d/", .after = "d/1"});
+  REQUIRE(after->items.size() == 1);
+  CHECK(after->items[0].key == "d/2");
 }
 
 TEST_CASE("client: callbacks, co_await, Asio tokens and cancellation share one implementation", "[integration]") {

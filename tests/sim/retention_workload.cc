@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "client/core/objects.h"
+#include "client/core/buckets.h"
 #include "client/core/save.h"
 #include "client/core/session.h"
 #include "client/core/step_reader.h"

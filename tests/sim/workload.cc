@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "client/core/buckets.h"
+#include "client/core/object_writer.h"
 #include "client/core/objects.h"
 #include "client/core/save.h"
 #include "client/core/session.h"
@@ -828,7 +830,8 @@ Task<void> Workload::put_object(Workload* w, std::shared_ptr<client::Session> se
   Call call(*w, "put", 4 * kCallTimeout + kCallSlack);
   client::ChunkWriter::Options options;
   options.timeout = kCallTimeout;
-  auto writer = co_await client::ObjectWriter::begin(session, *arena, kBucket, object_key(key), if_absent, options);
+  auto writer = co_await client::ObjectWriter::begin(session, *arena, kBucket, object_key(key),
+                                                     {.if_absent = if_absent}, options);
   bool certain = true;  // it has not happened
   Result<void> done;
   if (!writer) {
@@ -912,7 +915,7 @@ Task<void> Workload::use_objects(Workload* w) {
     } else {
       const auto number = w->objects_.delete_called(key, false, w->world_.now());
       Call call(*w, "remove object", 2 * kCallTimeout + kCallSlack);
-      auto removed = co_await client::remove_object(session, kBucket, object_key(key), node->now() + kCallTimeout);
+      auto removed = co_await client::remove_object(session, kBucket, object_key(key), {}, node->now() + kCallTimeout);
       w->objects_.delete_ended(number, removed ? History::Deleted::kYes : History::Deleted::kMaybe, w->world_.now());
     }
   }

@@ -135,6 +135,50 @@ class Run {
   std::shared_ptr<struct RunImpl> impl_;
 };
 
+/// An object on its way in: write() as often as wanted, then finish(). Nothing is visible before finish() has
+/// returned; abort(), or dropping the last handle, leaves nothing, and its space comes back.
+///
+/// Up to chunk_bytes of the arena belong to it until they are full or it ends; memory does not grow with its size.
+class ObjectWriter {
+ public:
+  /// Returns when the bytes are copied: several chunks travel at once.
+  /// errors: kNoSpace;  kUnavailable  also of bytes written before;  kInvalid  more than size_bytes
+  Result<void> write(std::span<const std::byte> bytes);
+  /// `bytes` must stay valid until it ends. Writes that overlap are carried out in order.
+  Future<void> write_async(std::span<const std::byte> bytes);
+  /// Durable and visible, whole, in place of what was there.
+  /// errors: kExists, kConflict  see PutOptions;  kNoSpace  quota
+  Result<ObjectInfo> finish();
+  Future<ObjectInfo> finish_async();
+  Result<void> abort();
+  Future<void> abort_async();
+
+ private:
+  friend class Client;
+  std::shared_ptr<struct ObjectWriterImpl> impl_;
+};
+
+/// One version of an object, opened for reading. It can be read to the end also when the key is replaced or removed
+/// meanwhile; after a minute without contact to the daemon it may be gone (kDeleted).
+class ObjectReader {
+ public:
+  static constexpr std::uint64_t npos = ~0ull;
+  const ObjectInfo& info() const;
+  /// Fills `out` with the bytes at `offset`, verified block by block; fewer only at the end of the object.
+  /// errors: kInvalid  offset beyond the end;  kDataLoss  names chunk and block;  kDeleted
+  Result<std::size_t> read(std::uint64_t offset, std::span<std::byte> out);
+  /// `out` must stay valid until it ends.
+  Future<std::size_t> read_async(std::uint64_t offset, std::span<std::byte> out);
+  /// Bytes [first, last) (npos: to the end), in order, to `write`, several pieces on their way at once. The whole
+  /// object is checked against its CRC too, before the last piece is handed over.
+  Result<void> stream(std::uint64_t first, std::uint64_t last,
+                      std::function<Result<void>(std::span<const std::byte>)> write);
+
+ private:
+  friend class Client;
+  std::shared_ptr<struct ObjectReaderImpl> impl_;
+};
+
 class Client {
  public:
   /// errors: kUnavailable  no server answered: each is named with its reason;  kInvalid  an option, by name
@@ -150,30 +194,38 @@ class Client {
   Result<void> remove_bucket(std::string name);
 
   // Objects.
-  struct PutOptions {
-    bool if_absent = false;  // kExists when the key is there
-  };
+  using PutOptions = cairn::PutOptions;
   Result<ObjectInfo> put(std::string bucket, std::string key, std::span<const std::byte> bytes, PutOptions options);
   Result<ObjectInfo> put(std::string bucket, std::string key, std::span<const std::byte> bytes) {
     return put(std::move(bucket), std::move(key), bytes, PutOptions{});
   }
   Future<ObjectInfo> put_async(std::string bucket, std::string key, std::span<const std::byte> bytes,
                                PutOptions options);
+  /// An object of any size, written piece by piece.
+  /// errors: kExists, kConflict  see PutOptions;  kNoSpace  quota or disk;  kNotFound  no such bucket
+  Result<ObjectWriter> create_object(std::string bucket, std::string key, PutOptions options);
+  Future<ObjectWriter> create_object_async(std::string bucket, std::string key, PutOptions options);
   /// Streams: `read` fills its argument and returns how much it wrote, 0 at the end. Memory stays inside the arena.
+  /// When `read` fails nothing is stored.
   Result<ObjectInfo> put_stream(std::string bucket, std::string key,
                                 std::function<Result<std::size_t>(std::span<std::byte>)> read, PutOptions options);
+
   Result<std::vector<std::byte>> get(std::string bucket, std::string key);
   Future<std::vector<std::byte>> get_async(std::string bucket, std::string key);
-  /// Streams bytes [first, last) (last = npos: to the end) of the version found at the start to `write`, in order,
-  /// verified.
-  static constexpr std::uint64_t npos = ~0ull;
+  /// The version that is there now, to be read at any offset. errors: kNotFound;  kBusy  too much is open for reading
+  Result<ObjectReader> open_object(std::string bucket, std::string key);
+  Future<ObjectReader> open_object_async(std::string bucket, std::string key);
+  /// Opens and streams bytes [first, last), as ObjectReader::stream() does.
+  static constexpr std::uint64_t npos = ObjectReader::npos;
   Result<ObjectInfo> get_stream(std::string bucket, std::string key, std::uint64_t first, std::uint64_t last,
                                 std::function<Result<void>(std::span<const std::byte>)> write);
   Result<ObjectInfo> stat(std::string bucket, std::string key);
-  /// Sorted by key, keys > after, at most `limit` (1,000 at most).
+  /// Sorted by key, keys > after, at most `limit` (1,000 at most). A key that is there throughout a listing is in it.
   Result<Page<ObjectInfo>> list(std::string bucket, std::string prefix = {}, std::string after = {},
                                 std::uint32_t limit = 1000);
-  Result<void> remove(std::string bucket, std::string key);
+  Result<Listing> list(std::string bucket, ListOptions options);
+  /// errors: kNotFound;  kConflict  see RemoveOptions
+  Result<void> remove(std::string bucket, std::string key, RemoveOptions options = {});
 
   // Checkpoints.
   /// Fences every older launch of the run and fixes the step to resume from.

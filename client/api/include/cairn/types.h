@@ -100,6 +100,7 @@ struct BucketOptions {
 };
 /// What of a bucket's options is to change; absent: stays.
 struct BucketChange {
+  std::optional<std::uint64_t> quota_bytes{};  // 0: none
   std::optional<std::uint32_t> keep_last{};
   std::optional<std::uint64_t> keep_every{};
   std::optional<std::uint32_t> keep_days{};
@@ -112,6 +113,10 @@ struct BucketInfo {
   std::uint32_t keep_last = 0;
   std::uint64_t keep_every = 0;
   std::uint32_t keep_days = 0;
+  std::uint64_t used_bytes = 0;  // of objects and committed steps
+  std::uint64_t objects = 0;
+  std::uint64_t steps = 0;
+  std::uint64_t reserved_bytes = 0;  // by open uploads and saves
 };
 
 struct ObjectInfo {
@@ -119,6 +124,29 @@ struct ObjectInfo {
   std::uint64_t size_bytes = 0;
   std::uint32_t crc32c = 0;
   std::int64_t created_unix_nanos = 0;
+  std::string version{};  // names these bytes under this key: every put makes another one
+};
+struct PutOptions {
+  bool if_absent = false;                     // kExists when the key is there
+  std::string if_version{};                   // kConflict unless this version is there, which is replaced
+  std::optional<std::uint64_t> size_bytes{};  // when known: refused early when it fits neither quota nor disk
+};
+struct RemoveOptions {
+  std::string if_version{};  // kConflict when another version is there
+};
+struct ListOptions {
+  std::string prefix{};
+  std::string after{};      // keys greater than this
+  std::string delimiter{};  // as "/": keys that go on behind one are told as one prefix, which ends in it
+  std::string token{};      // Listing::next of the page before; instead of `after`
+  std::uint32_t limit = 1000;
+};
+/// Items and prefixes are each sorted, and lie between those of the page before and after.
+struct Listing {
+  std::vector<ObjectInfo> items{};
+  std::vector<std::string> prefixes{};
+  bool more = false;
+  std::string next{};  // token of the next page
 };
 template <class T>
 struct Page {
