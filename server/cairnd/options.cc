@@ -118,8 +118,8 @@ Option ranged(std::string_view key, Kind kind, Field CairndOptions::* field, Wid
 }
 
 template <class Field>
-[[maybe_unused]] Option count(std::string_view key, Field CairndOptions::* field, std::uint64_t min, std::uint64_t max,
-                              Option::When when, std::string_view help) {
+Option count(std::string_view key, Field CairndOptions::* field, std::uint64_t min, std::uint64_t max,
+             Option::When when, std::string_view help) {
   const auto parse = [](const std::string& s) -> std::optional<std::uint64_t> {
     std::uint64_t number = 0;
     const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), number);
@@ -216,6 +216,10 @@ std::vector<Option> make_table() {
       // ---- [reader]
       duration("reader.ttl", &O::reader_ttl, seconds(1), kYear, kStart,
                "How long what a reader has open is kept for it without a sign of life"),
+      count("reader.max", &O::readers_max, 1, 10'000'000, kStart,
+            "Steps and objects that all clients together may have open for reading"),
+      count("reader.connection_max", &O::connection_readers_max, 1, 10'000'000, kStart,
+            "Steps and objects that may be open for reading by one connection"),
 
       // ---- [retention]
       duration("retention.interval", &O::retention_interval, seconds(1), kYear, kStart,

@@ -39,6 +39,8 @@ struct CairndOptions {
 
   rt::Duration rank_silence = std::chrono::seconds(30);
   rt::Duration reader_ttl = std::chrono::seconds(60);
+  std::size_t readers_max = 65'536;
+  std::size_t connection_readers_max = 4096;
   rt::Duration retention_interval = std::chrono::minutes(1);
   rt::Duration garbage_grace = std::chrono::minutes(10);
   rt::Duration garbage_interval = std::chrono::minutes(1);

@@ -126,6 +126,8 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
   daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
   daemon_options.readers.ttl = options.reader_ttl;
+  daemon_options.readers.readers_max = options.readers_max;
+  daemon_options.readers.connection_readers_max = options.connection_readers_max;
   daemon_options.retention.interval = options.retention_interval;
   daemon_options.garbage.grace = options.garbage_grace;
   daemon_options.garbage.interval = options.garbage_interval;

@@ -147,6 +147,7 @@ class Checkpoints {
     bool explicit_commit = false;
     rt::TimePoint began;
     std::map<std::uint32_t, rt::TimePoint> heard;  // ranks that have joined
+    std::size_t joined_kept = 0;                   // how many of them the record names
     std::set<std::uint32_t> sealed;
     Phase phase = Phase::kOpen;
     bool failing = false;
@@ -168,6 +169,9 @@ class Checkpoints {
   /// errors: kUnavailable  drain() was called
   Task<void> ended(LivePtr live);
 
+  /// Writes down who has joined, for the next process.
+  Task<void> keep_joined();
+  Task<void> keep_joined(LivePtr live);
   Task<void> resume_attempts();
   Task<void> resume_attempt(std::string bucket, std::string run, Loaded<records::Attempt> attempt);
   Task<void> remember_failed();

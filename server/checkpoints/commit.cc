@@ -226,7 +226,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     }
     if (!options_.bugs.commit_unfenced) edit.unchanged(run_at, run.version).put(run_at, run.value);
     edit.unchanged(attempt_at, attempt.version).unchanged(owner_at, owner.version).unchanged(step_at, before.version);
-    edit.put(step_at, step).put(owner_at, owner.value).erase(attempt_at);
+    edit.put(step_at, step).put(owner_at, owner.value).erase(attempt_at).erase(joined_key(live->owner));
     auto done = co_await edit.apply(records_);
     if (done) {
       if (before.exists()) usage_.removed(live->bucket, Usage::Kind::kStep, before.value.info().data_bytes());

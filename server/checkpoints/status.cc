@@ -94,7 +94,39 @@ Task<void> Checkpoints::resume_attempt(std::string bucket, std::string run, Load
     if (page.size() < kPage) break;
     after = page.back().key;
   }
+  CO_TRY(const auto joined,
+         co_await load<records::Joined>(records_, live->owner.home_group(), joined_key(live->owner)));
+  const auto& bits = joined.value.ranks();
+  for (std::uint32_t rank = 0; rank < live->world_size && rank / 8 < bits.size(); ++rank)
+    if ((static_cast<unsigned char>(bits[rank / 8]) >> rank % 8 & 1) != 0) live->heard[rank] = runtime_.loop.now();
+  live->joined_kept = live->heard.size();
   if (live->all_sealed() && !live->explicit_commit) start_merge(live);
+  co_return {};
+}
+
+Task<void> Checkpoints::keep_joined() {
+  std::vector<LivePtr> due;  // live_ may change meanwhile
+  for (const auto& [owner, live] : live_)
+    if (live->phase == Phase::kOpen && live->heard.size() > live->joined_kept) due.push_back(live);
+  for (const auto& live : due) CO_CHECK_OK(co_await keep_joined(live));
+  co_return {};
+}
+
+Task<void> Checkpoints::keep_joined(LivePtr live) {
+  const auto group = live->owner.home_group();
+  const auto key = attempt_key(live->bucket, live->run, live->run_epoch, live->step);
+  CO_TRY(const auto attempt, co_await load<records::Attempt>(records_, group, key));
+  if (!attempt.exists() || attempt.value.owner() != live->owner.view()) co_return {};  // it has ended
+  std::string bits((live->world_size + 7) / 8, '\0');
+  for (const auto& [rank, heard] : live->heard) bits[rank / 8] = static_cast<char>(bits[rank / 8] | 1 << rank % 8);
+  const auto count = live->heard.size();
+  records::Joined joined;
+  joined.set_ranks(std::move(bits));
+  Edit edit(group);
+  edit.unchanged(key, attempt.version).put(joined_key(live->owner), joined);
+  auto done = co_await edit.apply(records_);
+  if (done) live->joined_kept = count;
+  if (!done && done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
   co_return {};
 }
 
@@ -129,6 +161,11 @@ Task<void> Checkpoints::forget_failed() {
 }
 
 Task<void> Checkpoints::watch() {
+  // Until now nobody could be heard, however long the start took.
+  for (auto& [owner, live] : live_) {
+    live->began = runtime_.loop.now();
+    for (auto& [rank, heard] : live->heard) heard = runtime_.loop.now();
+  }
   for (;;) {
     const auto due = runtime_.loop.now() + options_.check_every;
     co_await runtime_.loop.sleep_until(due);
@@ -142,6 +179,8 @@ Task<void> Checkpoints::watch() {
     if (!records_.usable()) continue;  // nothing can be written any more, and one log line said so
     fail_those([this](const Live& live) { return overdue(live); });
     std::erase_if(refused_, [this](const auto& entry) { return runtime_.loop.now() >= entry.second.until; });
+    if (auto kept = co_await keep_joined(); !kept)
+      runtime_.log.write(rt::Level::kWarning, "checkpoints_keep_joined", {{"error", kept.error().message}});
     if (auto forgotten = co_await forget_failed(); !forgotten)
       runtime_.log.write(rt::Level::kWarning, "checkpoints_forget_failed", {{"error", forgotten.error().message}});
   }
@@ -223,7 +262,7 @@ Task<void> Checkpoints::fail_attempt(LivePtr live, Error why) {
     attempt.value.set_error(why.message);
     attempt.value.set_ended_unix_nanos(runtime_.loop.wall_nanos());
     Edit edit(group);
-    edit.unchanged(key, attempt.version).erase(key).erase(owner_key(live->owner));
+    edit.unchanged(key, attempt.version).erase(key).erase(owner_key(live->owner)).erase(joined_key(live->owner));
     edit.put(failed_key(live->owner), attempt.value);
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;

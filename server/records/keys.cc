@@ -67,6 +67,9 @@ std::string attempt_key(std::string_view bucket, std::string_view run, RunEpoch 
 std::string failed_key(const OwnerId& owner) {
   return std::string(kFailedPrefix).append(owner.view());
 }
+std::string joined_key(const OwnerId& owner) {
+  return std::string("j/").append(owner.view());
+}
 std::string seal_prefix(const OwnerId& owner) {
   return std::string("l/").append(owner.view());
 }

@@ -38,6 +38,9 @@ std::string attempt_key(std::string_view bucket, std::string_view run, RunEpoch 
 std::string failed_key(const OwnerId& owner);
 inline constexpr std::string_view kFailedPrefix = "f/";
 
+/// Who has joined an open attempt.
+std::string joined_key(const OwnerId& owner);
+
 std::string seal_prefix(const OwnerId& owner);
 std::string seal_key(const OwnerId& owner, std::uint32_t rank);
 

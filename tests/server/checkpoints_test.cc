@@ -484,6 +484,48 @@ TEST_CASE("checkpoints: a rank that never joins fails the save after ten minutes
   CHECK(status.error().find("2 ranks (1, 2) never joined within 600 s") != std::string::npos);
 }
 
+TEST_CASE("checkpoints: a rank that had joined and dies with the daemon fails the save 30 s after the restart",
+          "[server]") {
+  RunFixture f;
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {.world_size = 20});
+  for (const std::uint32_t rank : {1, 9, 19}) REQUIRE(f.begin(launched, 1, rank, {.world_size = 20}));
+  f.wait(3s);
+  f.restart_after(sim::Death::kPowerLoss);
+  const auto beat = [&](rt::Duration duration) {  // all but rank 9
+    for (const auto until = f.world.now() + duration; f.world.now() < until; f.wait(5s))
+      for (const std::uint32_t rank : {0, 1, 19}) (void)f.heartbeat(owner, rank);
+  };
+  beat(25s);
+  CHECK(f.status(owner).state() == State::OPEN);
+  beat(10s);
+  const auto status = f.status(owner);
+  CHECK(status.state() == State::FAILED);
+  INFO(status.error());
+  CHECK(status.error().ends_with(": rank 9 silent for 30 s"));
+  CHECK(f.records("j/") == 0);
+  check_nothing_open(f);
+}
+
+TEST_CASE("checkpoints: a rank that has not joined before a restart has its ten minutes", "[server]") {
+  RunFixture f;
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {.world_size = 2});
+  f.wait(3s);
+  f.restart_after(sim::Death::kProcess);
+  for (int i = 0; i < 50; ++i) {
+    REQUIRE(f.heartbeat(owner, 0));
+    f.wait(10s);
+  }
+  REQUIRE(f.begin(launched, 1, 1, {.world_size = 2}));
+  f.wait(2s);
+  CHECK(f.records("j/") == 1);
+  REQUIRE(f.save_rank(owner, 0, 2));
+  REQUIRE(f.save_rank(owner, 1, 2));
+  CHECK(f.final_status(owner).state() == State::COMMITTED);
+  CHECK(f.records("j/") == 0);
+}
+
 TEST_CASE("checkpoints: waiting for the outcome ends when there is one", "[server]") {
   RunFixture f;
   const auto launched = *f.open("a");
