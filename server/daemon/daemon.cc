@@ -370,6 +370,11 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
             "Bytes of chunks that no record names, not freed yet; at the last pass.", garbage.orphaned_bytes);
   out.counter("cairn_garbage_freed_bytes_total", "Bytes of dead chunks freed.", garbage.freed_bytes);
   out.counter("cairn_garbage_freed_chunks_total", "Dead chunks freed.", garbage.freed_chunks);
+  out.gauge("cairn_garbage_last_pass_timestamp_seconds", "When the last pass of the garbage collector ended.",
+            static_cast<double>(garbage.pass_unix_nanos) / 1e9);
+  out.gauge("cairn_garbage_last_pass_seconds", "How long it took.",
+            std::chrono::duration<double>(garbage.pass_time).count());
+  out.gauge("cairn_garbage_last_pass_owners", "Owners of chunks that it asked about.", garbage.owners);
   out.counter("cairn_garbage_passes_total", "Passes of the garbage collector.", garbage.passes);
   out.counter("cairn_committer_commits_total", "Index batches made durable.", commits);
   out.counter("cairn_committer_rounds_total", "Rounds of flush and sync, each shared by all that waited.", rounds);

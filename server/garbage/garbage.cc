@@ -47,6 +47,8 @@ bool Garbage::dead(const Answer& answer, const OwnerId& owner) const {
 }
 
 Task<void> Garbage::pass() {
+  const auto began = runtime_.loop.now();
+  std::uint64_t asked = 0;
   Suspects found;
   orphaned_ = 0;
   if (options_.ask_once) {
@@ -69,9 +71,13 @@ Task<void> Garbage::pass() {
       CO_CHECK_OK(co_await walk_writers(owner, std::move(answer), found));
     }
     after = ChunkId{.owner = owner, .writer = kLastWriter, .index = kLastIndex};
+    if (++asked % options_.page == 0) co_await runtime_.loop.sleep(options_.pause);
   }
   suspects_ = std::move(found);
   stats_.orphaned_bytes = orphaned_;
+  stats_.owners = asked;
+  stats_.pass_time = runtime_.loop.now() - began;
+  stats_.pass_unix_nanos = runtime_.loop.wall_nanos();
   ++stats_.passes;
   co_return {};
 }
@@ -127,6 +133,7 @@ Task<void> Garbage::remove(Range range) {
     stats_.freed_bytes += bytes;
     freed += bytes;
     if (count < options_.page) break;
+    co_await runtime_.loop.sleep(options_.pause);
   }
   if (freed > 0)
     runtime_.log.write(rt::Level::kInfo, "garbage_freed",

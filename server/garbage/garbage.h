@@ -24,8 +24,10 @@ class Garbage {
     rt::Duration grace = std::chrono::minutes(10);
     rt::Duration interval = std::chrono::minutes(1);  // between passes
     std::size_t page = 1000;                          // chunks read or removed at once
-    bool absence_is_death = false;                    // planted bug: no answer, or one after a loss, counts as dead
-    bool ask_once = false;                            // planted bug: not asked again after the grace time
+    // After so many owners asked about, or chunks removed: others use the index and the disk, too.
+    rt::Duration pause = std::chrono::milliseconds(5);
+    bool absence_is_death = false;  // planted bug: no answer, or one after a loss, counts as dead
+    bool ask_once = false;          // planted bug: not asked again after the grace time
   };
   Garbage(rt::Runtime runtime, storage::ChunkStore& chunks, Liveness& liveness, Options options)
       : runtime_(runtime), chunks_(chunks), liveness_(liveness), options_(options) {}
@@ -39,6 +41,9 @@ class Garbage {
     std::uint64_t freed_bytes = 0;     // since start
     std::uint64_t freed_chunks = 0;
     std::uint64_t passes = 0;
+    std::uint64_t owners = 0;          // asked about in the last pass
+    rt::Duration pass_time{};          // of the last pass
+    std::int64_t pass_unix_nanos = 0;  // when it ended, for people
   };
   const Stats& stats() const { return stats_; }
 

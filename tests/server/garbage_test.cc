@@ -135,6 +135,27 @@ TEST_CASE("garbage: removed and replaced things are freed, their successors are 
   CHECK(f.target->chunks().stats().chunks == 3);
 }
 
+TEST_CASE("garbage: a pass makes room for others after each page of owners, and of chunks removed", "[server]") {
+  auto options = quick();
+  options.garbage.page = 2;
+  options.garbage.pause = 3s;
+  Fixture f(options);
+  REQUIRE(f.make_bucket("b"));
+  for (int i = 0; i < 6; ++i) REQUIRE(f.put_object("b", "k" + std::to_string(i), "one"));
+  REQUIRE(f.eventually([&] { return f.daemon->stats().garbage.owners == 6; }));
+  CHECK(f.daemon->stats().garbage.pass_time >= 9s);  // three pages
+  CHECK(f.daemon->stats().garbage.pass_time < 10s);
+  CHECK(f.daemon->stats().garbage.pass_unix_nanos > 0);
+  const auto owner = *f.begin_object("b", "given-up");
+  for (std::uint32_t i = 0; i < 5; ++i) REQUIRE(f.put({.owner = owner, .writer = 7, .index = i}, "bytes"));
+  f.wait(9min);  // it is dropped when idle for ten
+  REQUIRE(f.eventually([&] { return f.daemon->stats().garbage.freed_chunks > 0; }));
+  CHECK(f.daemon->stats().garbage.freed_chunks == 2);
+  const auto began = f.world.now();
+  REQUIRE(f.eventually([&] { return f.daemon->stats().garbage.freed_chunks == 5; }));
+  CHECK(f.world.now() - began >= 6s);
+}
+
 TEST_CASE("garbage: no answer means alive", "[server]") {
   auto planted = std::make_shared<Planted>();
   for (const bool bug : {false, true}) {
