@@ -33,7 +33,9 @@ struct Segment {
   struct Range {
     std::uint32_t sector, sectors;
   };
-  std::vector<Range> loaded;  // live ranges, while the store is being opened
+  // While the store is being opened:
+  std::vector<Range> loaded;    // live ranges
+  std::uint64_t allocated = 0;  // bytes of the disk
 
   bool dead() const { return !appending && live == 0 && reserved == 0; }
 };

@@ -149,12 +149,13 @@ Result<std::shared_ptr<Root>> open_root(const std::string& path, const Directory
 class DirectoryFile final : public File {
  public:
   DirectoryFile(rt::Runtime runtime, std::shared_ptr<Root> root, std::shared_ptr<IoQueue> io,
-                std::shared_ptr<OpenFile> file, std::uint64_t size)
+                std::shared_ptr<OpenFile> file, std::uint64_t size, std::uint64_t allocated)
       : runtime_(runtime),
         root_(std::move(root)),
         io_(std::move(io)),
         file_(std::move(file)),
-        size_(std::make_shared<std::uint64_t>(size)) {}
+        size_(std::make_shared<std::uint64_t>(size)),
+        allocated_(allocated) {}
 
   // Nothing below touches `this` after its first wait: the File may be gone while an operation is in flight.
 
@@ -203,6 +204,7 @@ class DirectoryFile final : public File {
   }
 
   std::uint64_t size() const override { return *size_; }
+  std::uint64_t allocated() const override { return allocated_; }
 
  private:
   static Task<void> nothing() { co_return {}; }
@@ -221,6 +223,7 @@ class DirectoryFile final : public File {
   std::shared_ptr<IoQueue> io_;
   std::shared_ptr<OpenFile> file_;
   std::shared_ptr<std::uint64_t> size_;
+  std::uint64_t allocated_;
 };
 
 class Directory final : public Disk {
@@ -287,6 +290,7 @@ class Directory final : public Disk {
   struct Opened {
     UniqueFd fd;
     std::uint64_t size = 0;
+    std::uint64_t allocated = 0;
   };
 
   template <class Open>
@@ -296,7 +300,8 @@ class Directory final : public Disk {
     CO_TRY(auto opened,
            co_await rt::away(runtime.loop, runtime.offload, [root, name, open] { return open(*root, name); }));
     auto file = std::make_shared<OpenFile>(runtime.offload, std::move(opened.fd), root->at(name), root->can.direct);
-    co_return std::make_shared<DirectoryFile>(runtime, std::move(root), std::move(io), std::move(file), opened.size);
+    co_return std::make_shared<DirectoryFile>(runtime, std::move(root), std::move(io), std::move(file), opened.size,
+                                              opened.allocated);
   }
 
   static Result<Opened> create_blocking(const Root& root, const std::string& name, std::uint64_t size) {
@@ -315,7 +320,7 @@ class Directory final : public Disk {
       ::unlinkat(root.fd.get(), name.c_str(), 0);
       return failed("allocate " + std::to_string(size) + " bytes for", root.at(name), error);
     }
-    return Opened{std::move(fd), size};
+    return Opened{std::move(fd), size, size};
   }
 
   static Result<Opened> open_blocking(const Root& root, const std::string& name) {
@@ -324,7 +329,9 @@ class Directory final : public Disk {
     struct stat status{};
     if (::fstat(fd.get(), &status) != 0) return failed("look at", root.at(name), errno);
     if (!S_ISREG(status.st_mode)) return fail(Errc::kFailed, "open " + root.at(name) + ": not a regular file");
-    return Opened{std::move(fd), static_cast<std::uint64_t>(status.st_size)};
+    constexpr std::uint64_t kUnit = 512;  // of st_blocks, whatever the file system's
+    return Opened{std::move(fd), static_cast<std::uint64_t>(status.st_size),
+                  static_cast<std::uint64_t>(status.st_blocks) * kUnit};
   }
 
   static Result<std::vector<std::string>> list_blocking(const Root& root) {

@@ -31,6 +31,9 @@ class File {
   /// Gives the space of [offset, offset + size) back; it reads as zeros.
   virtual Task<void> punch(std::uint64_t offset, std::uint64_t size) = 0;
   virtual std::uint64_t size() const = 0;
+  /// Bytes of the disk that it took when it was opened; what the file system keeps of a file with many holes may be
+  /// counted in.
+  virtual std::uint64_t allocated() const = 0;
 };
 
 struct Space {

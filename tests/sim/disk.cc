@@ -254,6 +254,7 @@ class SimFile final : public storage::File {
     return punch_on(state_, caller_, inode_, name_, offset, size);
   }
   std::uint64_t size() const override { return inode_->size; }
+  std::uint64_t allocated() const override { return inode_->allocated_sectors * kSectorBytes; }
 
  private:
   static Task<void> write_on(std::shared_ptr<State> state, Caller caller, std::shared_ptr<Inode> inode,

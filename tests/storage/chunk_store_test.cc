@@ -451,6 +451,42 @@ TEST_CASE("chunk_store: at open, what no index entry names is given back", "[sto
   CHECK(e.holds(chunk(9), pattern(9, 65536)));
 }
 
+TEST_CASE("chunk_store: an open punches what was left, and no hole twice", "[storage]") {
+  Engine e(any_machine());
+  e.open();
+  auto* sim = dynamic_cast<SimMachine*>(&e.machine());
+  const auto punches = [&] { return sim == nullptr ? 0 : sim->image.counts.punches; };
+  const auto allocated = [&] {
+    std::uint64_t bytes = 0;
+    for (const auto& name : segments(e)) {
+      auto file = e.run(e.target().disk().open(name));
+      REQUIRE(file);
+      bytes += (*file)->allocated();
+    }
+    return bytes;
+  };
+  constexpr std::uint32_t kChunks = 600;
+  for (std::uint32_t i = 0; i < kChunks; ++i) REQUIRE(e.put(chunk(i), pattern(i, kSectorBytes)));
+  std::vector<ChunkId> every_other;
+  for (std::uint32_t i = 0; i < kChunks; i += 2) every_other.push_back(chunk(i));
+  REQUIRE(e.remove(every_other));
+  e.reopen();  // some of the holes, and the rest of the last segment, were left to this process
+  const std::uint64_t live = kChunks / 2 * kSectorBytes;
+  const auto slack = sim == nullptr ? 64 * kKiB : 0;  // what a file system takes for itself
+  REQUIRE(e.eventually([&] { return allocated() <= live + slack; }));
+  const auto before = punches();
+  for (int start = 0; start < 2; ++start) {
+    e.reopen();
+    CHECK(e.eventually([&] { return allocated() <= live + slack; }));
+    if (sim != nullptr) sim->world.run_for(std::chrono::seconds(1));
+    CHECK(punches() == before);
+    CHECK(e.holds(chunk(1), pattern(1, kSectorBytes)));
+  }
+  REQUIRE(e.remove({chunk(1)}));
+  e.reopen();
+  CHECK(e.eventually([&] { return allocated() <= live - kSectorBytes + slack; }));
+}
+
 TEST_CASE("chunk_store: a write that outlives its process meets no chunk of the next one", "[storage]") {
   const bool planted = GENERATE(false, true);
   PlantedBugs bugs;
