@@ -47,7 +47,7 @@ Task<std::shared_ptr<client::ObjectWriter>> begin(ClientImpl* impl, std::string 
                                                   PutOptions options) {
   CO_TRY(const auto terms, terms_of(options));
   co_return co_await client::ObjectWriter::begin(impl->session_, *impl->arena_, std::move(bucket), std::move(key),
-                                                 terms, {impl->options_.chunks_in_flight, impl->timeout()});
+                                                 terms, {impl->options_.chunks_in_flight, impl->timeout(), {}});
 }
 
 Task<client::ObjectSummary> put_all(ClientImpl* impl, std::string bucket, std::string key,

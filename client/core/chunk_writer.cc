@@ -49,15 +49,18 @@ ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId
     : session_(std::move(session)),
       arena_(arena),
       owner_(owner),
-      options_(options),
+      options_(std::move(options)),
       writer_(session_->runtime().random.next()),
-      in_flight_(session_->runtime().loop, std::max(1u, options.chunks_in_flight)),
+      in_flight_(session_->runtime().loop, std::max(1u, options_.chunks_in_flight)),
       sent_(session_->runtime().loop),
       sending_(session_->runtime().loop) {}
 
 Task<void> ChunkWriter::open_chunk() {
   // Memory comes last: whoever waits for it holds no unsent chunk, and what is in flight frees some.
-  CO_TRY(auto group, session_->choose_data_group());
+  // Writers begin at different groups, and each goes round: all disks share the load. A few chunks at a time, so that
+  // what belongs together stays in few runs.
+  constexpr std::uint32_t kChunksInARow = 4;
+  CO_TRY(auto group, session_->choose_data_group(options_.groups, writer_ % 1024 + next_index_ / kChunksInARow));
   std::uint64_t size = arena_.chunk_bytes();
   if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
   CO_TRY(auto units, co_await arena_.take(size));

@@ -26,6 +26,7 @@ class ChunkWriter {
   struct Options {
     std::uint32_t chunks_in_flight = 4;
     rt::Duration timeout = std::chrono::seconds(60);  // for one chunk to become durable
+    std::vector<DataGroup> groups;                    // where chunks may go, as the daemon says
   };
   ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, Options options);
 
@@ -78,6 +79,14 @@ class ChunkWriter {
   rt::Signal sent_;
   rt::Scope sending_;
 };
+
+/// The groups that a begin reply names.
+template <class Reply>
+std::vector<DataGroup> groups_in(const Reply& reply) {
+  std::vector<DataGroup> out;
+  for (const auto& stamp : reply.data_groups()) out.push_back(stamp.group());
+  return out;
+}
 
 /// Adds one whole chunk to runs of consecutive indices.
 void add_run(const format::Extent& extent, const OwnerId& owner, std::vector<wire::ExtentRun>& out);

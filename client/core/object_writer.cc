@@ -47,6 +47,7 @@ Task<std::shared_ptr<ObjectWriter>> ObjectWriter::begin(std::shared_ptr<Session>
                                session, wire::Method::kObjectBegin, home_of(bucket, key), std::move(begin),
                                "put cairn://" + bucket + "/" + key, session->runtime().loop.now() + options.timeout));
   CO_TRY(auto owner, OwnerId::from_bytes(reply.owner()));
+  options.groups = groups_in(reply);
   auto self = std::shared_ptr<ObjectWriter>(new ObjectWriter(session, arena, owner, options, limits));
   self->bucket_ = std::move(bucket);
   self->key_ = std::move(key);

@@ -127,8 +127,9 @@ Task<std::shared_ptr<SaveAttempt>> SaveAttempt::begin(std::shared_ptr<Session> s
   CO_CHECK_OK(wire::decode(sent->message, reply, "begin reply"));
   CO_TRY(self->owner_, OwnerId::from_bytes(reply.owner()));
   self->sealed_ = reply.sealed();
-  self->writer_ = std::make_unique<ChunkWriter>(session, arena, self->owner_,
-                                                ChunkWriter::Options{tuning.chunks_in_flight, tuning.timeout});
+  ChunkWriter::Options options{
+      .chunks_in_flight = tuning.chunks_in_flight, .timeout = tuning.timeout, .groups = groups_in(reply)};
+  self->writer_ = std::make_unique<ChunkWriter>(session, arena, self->owner_, std::move(options));
   const auto every = std::chrono::milliseconds(std::max(1u, reply.heartbeat_millis()));
   session->background().spawn(beat(self, session, every));
   co_return self;

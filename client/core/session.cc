@@ -113,10 +113,15 @@ Result<void> Session::take_map(std::string_view bytes) {
   return {};
 }
 
-Result<DataGroup> Session::choose_data_group() const {
-  for (const auto& g : groups_)
-    if (!g.home && g.serving && g.count > 0) return g.first;
-  return fail(Errc::kUnavailable, "the map has no data group that serves");
+Result<DataGroup> Session::choose_data_group(const std::vector<DataGroup>& groups, std::uint64_t turn) const {
+  std::vector<DataGroup> serving;
+  for (const auto group : groups)
+    if (std::ranges::any_of(groups_, [&](const auto& g) {
+          return !g.home && g.serving && group >= g.first && group - g.first < g.count;
+        }))
+      serving.push_back(group);
+  if (!serving.empty()) return serving[turn % serving.size()];
+  return fail(Errc::kUnavailable, "no data group of the bucket's number of copies serves");
 }
 
 std::uint32_t Session::unit_bytes() const {

@@ -51,8 +51,8 @@ class Session : public std::enable_shared_from_this<Session> {
   Task<Reply> read_ranges(DataGroup group, std::string request, std::function<std::unique_ptr<rpc::Sink>()> sink,
                           rt::TimePoint deadline);
 
-  /// A data group that serves. errors: kUnavailable
-  Result<DataGroup> choose_data_group() const;
+  /// The `turn`-th, counted round and round, of those of `groups` that serve. errors: kUnavailable
+  Result<DataGroup> choose_data_group(const std::vector<DataGroup>& groups, std::uint64_t turn) const;
   /// Largest payload of one data frame to the daemon, in bytes.
   std::uint32_t unit_bytes() const;
   rt::Runtime& runtime() { return runtime_; }

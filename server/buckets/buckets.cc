@@ -100,7 +100,7 @@ Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
     co_return fail(Errc::kExists, "bucket '" + request.bucket() + "' exists already");
   }
-  usage_.quota_is(request.bucket(), record.policy().quota_bytes());
+  usage_.policy_is(request.bucket(), record.policy().quota_bytes(), record.policy().copies());
   co_return wire::Empty();
 }
 
@@ -189,7 +189,7 @@ Task<wire::BucketInfo> Buckets::set(wire::BucketSet request) {
     Edit edit(bucket_group(bucket));
     edit.unchanged(bucket_key(bucket), record.version).put(bucket_key(bucket), record.value);
     CO_CHECK_OK(co_await edit.apply(records_));
-    usage_.quota_is(bucket, policy.quota_bytes());
+    usage_.policy_is(bucket, policy.quota_bytes(), std::max(policy.copies(), 1U));
   }
   fill(bucket, record.value, reply);
   co_return std::move(reply);

@@ -182,8 +182,10 @@ std::vector<Option> make_table() {
   using O = CairndOptions;
   return {
       // ---- Without a section
-      texts("data", &O::data, kStart, "one directory or more",
-            "Data directory, made when missing (its parent must exist)"),
+      texts(
+          "data", &O::data, kStart, "one directory or more",
+          "Data directory, made when missing (its parent must exist). Several are several targets: buckets may ask for "
+          "as many copies, up to three, and one that fails is served around"),
       lost_targets(),
       text("listen", &O::listen, kStart, "HOST:PORT", "Address for clients; port 0: a free one"),
       text("http", &O::http, kStart, "HOST:PORT", "Address of /healthz, /readyz and /metrics; port 0: a free one"),
@@ -266,9 +268,6 @@ std::vector<Error> contradictions(const CairndOptions& options) {
   std::vector<Error> out;
   if (options.data.empty())
     out.push_back({Errc::kInvalid, "data: no data directory: give --data DIR, or data = [\"DIR\"] in the file"});
-  // Until records and chunks go to all members of their groups.
-  if (options.data.size() > 1)
-    out.push_back({Errc::kInvalid, "--data is given several times: one directory is supported"});
   if (options.data.size() > kDirectoriesMax)
     out.push_back({Errc::kInvalid, "--data is given " + std::to_string(options.data.size()) + " times, at most " +
                                        std::to_string(kDirectoriesMax) + " are allowed"});

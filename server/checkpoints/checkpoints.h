@@ -14,12 +14,12 @@
 #include "proto/rt/unit_pool.h"
 #include "server/buckets/buckets.h"
 #include "server/checkpoints/save_bugs.h"
+#include "server/chunks/chunks.h"
 #include "server/coordinator/coordinator.h"
 #include "server/readers/readers.h"
 #include "server/records/owners.h"
 #include "server/records/records.h"
 #include "server/usage/usage.h"
-#include "storage/target/target.h"
 
 namespace cairn::wire {
 class Abort;
@@ -72,7 +72,7 @@ class Checkpoints {
     std::uint32_t index_chunk_bytes = 4 * kMiB;               // a multiple of the unit size
     SaveBugs bugs;
   };
-  Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records, rt::UnitPool& units,
+  Checkpoints(rt::Runtime runtime, Chunks& chunks, storage::RecordStore& records, rt::UnitPool& units,
               const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers, Usage& usage,
               Options options);
   ~Checkpoints();
@@ -202,7 +202,7 @@ class Checkpoints {
   Task<void> commit_step(LivePtr live, std::shared_ptr<Merged> merged);
 
   rt::Runtime runtime_;
-  storage::Target& target_;
+  Chunks& chunks_;
   storage::RecordStore& records_;
   rt::UnitPool& units_;
   const Coordinator& coordinator_;

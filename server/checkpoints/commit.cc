@@ -20,7 +20,7 @@ namespace {
 constexpr std::size_t kReadsAtOnce = 8;
 constexpr std::size_t kPage = 256;
 
-Task<void> read_manifest(storage::ChunkStore& chunks, records::SealRecord seal, OwnerId owner, std::string& out) {
+Task<void> read_manifest(Chunks& chunks, records::SealRecord seal, OwnerId owner, std::string& out) {
   out.reserve(seal.manifest_bytes());
   for (const auto& run : seal.manifest()) {
     CO_CHECK_OK(check_run(run, owner, "sealed manifest"));
@@ -30,7 +30,7 @@ Task<void> read_manifest(storage::ChunkStore& chunks, records::SealRecord seal, 
       for (std::uint32_t at = 0; at < length;) {
         const auto unit = static_cast<std::uint32_t>(chunks.unit_bytes());
         const auto size = std::min(length - at, unit - at % unit);
-        CO_TRY(const auto bytes, co_await chunks.read(id, at, size));
+        CO_TRY(const auto bytes, co_await chunks.read(run.group(), id, at, size));
         out += bytes.text();
         at += size;
       }
@@ -40,12 +40,12 @@ Task<void> read_manifest(storage::ChunkStore& chunks, records::SealRecord seal, 
 }
 
 /// Chunk CRCs and pieces of bytes that are already in memory.
-Task<void> store_chunk(storage::ChunkStore& chunks, rt::UnitPool& units, ChunkId id, std::string_view bytes) {
+Task<void> store_chunk(Chunks& chunks, rt::UnitPool& units, DataGroup group, ChunkId id, std::string_view bytes) {
   const auto length = static_cast<std::uint32_t>(bytes.size());
   std::vector<std::uint32_t> crcs;
   for (std::size_t at = 0; at < bytes.size(); at += kBlockBytes)
     crcs.push_back(crc32c(bytes.substr(at, kBlockBytes), block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes))));
-  CO_TRY(auto upload, co_await chunks.start(id, length, std::move(crcs)));
+  CO_TRY(auto upload, co_await chunks.start(group, id, length, std::move(crcs)));
   if (!upload) co_return {};
   for (std::uint32_t at = 0; at < length;) {
     CO_TRY(auto memory, co_await units.acquire());
@@ -125,7 +125,7 @@ Task<void> Checkpoints::merge(LivePtr live, std::shared_ptr<Merged> out) {
       rank.digest = seal.digest();
       rank.writer = seal.writer();
       rank.abandoned.insert(seal.abandoned().begin(), seal.abandoned().end());
-      reads.push_back(read_manifest(target_.chunks(), seal, live->owner, rank.bytes));
+      reads.push_back(read_manifest(chunks_, seal, live->owner, rank.bytes));
     }
     if (auto read = co_await rt::all(runtime_.loop, std::move(reads)); !read)
       co_return fail(std::move(read).error().with("manifests of ranks " + std::to_string(out->ranks[first]) + " ff."));
@@ -154,7 +154,8 @@ Task<void> Checkpoints::store_index(LivePtr live, std::shared_ptr<Merged> merged
   std::uint32_t index = 0;
   for (std::size_t at = 0; at < bytes.size(); at += options_.index_chunk_bytes) {
     const ChunkId id{.owner = live->owner, .writer = merged->index_writer, .index = index++};
-    CO_CHECK_OK(co_await store_chunk(target_.chunks(), units_, id, bytes.substr(at, options_.index_chunk_bytes)));
+    CO_CHECK_OK(
+        co_await store_chunk(chunks_, units_, merged->index_group, id, bytes.substr(at, options_.index_chunk_bytes)));
   }
   co_return {};
 }

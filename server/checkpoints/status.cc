@@ -25,11 +25,11 @@ Result<std::pair<std::string, std::string>> names_of_attempt(const std::string& 
 
 }  // namespace
 
-Checkpoints::Checkpoints(rt::Runtime runtime, storage::Target& target, storage::RecordStore& records,
-                         rt::UnitPool& units, const Coordinator& coordinator, Buckets& buckets, Owners& owners,
-                         Readers& readers, Usage& usage, Options options)
+Checkpoints::Checkpoints(rt::Runtime runtime, Chunks& chunks, storage::RecordStore& records, rt::UnitPool& units,
+                         const Coordinator& coordinator, Buckets& buckets, Owners& owners, Readers& readers,
+                         Usage& usage, Options options)
     : runtime_(runtime),
-      target_(target),
+      chunks_(chunks),
       records_(records),
       units_(units),
       coordinator_(coordinator),

@@ -31,8 +31,8 @@ Result<ChunkId> check_put(const wire::PutChunk& put) {
 
 }  // namespace
 
-ChunkService::ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, Usage& usage,
-                           std::size_t reads_max, Options options)
+ChunkService::ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
+                           Options options)
     : runtime_(runtime),
       chunks_(chunks),
       owners_(owners),
@@ -49,8 +49,8 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   CO_CHECK_OK(co_await usage_.look());
   auto charge = usage_.charge(id.owner, request.length());
   if (!charge) co_return fail(std::move(charge).error().with("chunk " + id.text()));
-  CO_TRY(const auto upload,
-         co_await chunks_.start(id, request.length(), {request.block_crcs().begin(), request.block_crcs().end()}));
+  CO_TRY(const auto upload, co_await chunks_.start(request.stamp().group(), id, request.length(),
+                                                   {request.block_crcs().begin(), request.block_crcs().end()}));
   if (!upload) co_return {};
 
   const auto piece_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
@@ -132,9 +132,9 @@ struct ChunkService::Frame {
   }
 };
 
-Task<void> ChunkService::read_piece(std::shared_ptr<Ahead> ahead) {
+Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahead) {
   const auto& piece = ahead->piece;
-  auto read = co_await chunks_.read(piece.id, piece.begin, piece.end - piece.begin);
+  auto read = co_await chunks_.read(group, piece.id, piece.begin, piece.end - piece.begin);
   if (!read) {
     if (read.error().code == Errc::kNotFound) read = co_await absent(piece.id, std::move(read).error().message);
     ahead->done.setter().set(std::move(read));
@@ -176,7 +176,7 @@ Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, 
       }
       reply.set_bytes_from_disk(reply.bytes_from_disk() + next->block_bytes());
       ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), *std::move(lease)));
-      reads.spawn(read_piece(ahead.back()));
+      reads.spawn(read_piece(request.stamp().group(), ahead.back()));
       next = plan.next();
     }
     const auto first = std::move(ahead.front());

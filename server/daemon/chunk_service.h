@@ -8,10 +8,10 @@
 #include "proto/rpc/rpc.h"
 #include "proto/rt/seams.h"
 #include "proto/rt/sync.h"
+#include "server/chunks/chunks.h"
 #include "server/daemon/read_plan.h"
 #include "server/records/owners.h"
 #include "server/usage/usage.h"
-#include "storage/chunk_store/chunk_store.h"
 
 namespace cairn::wire {
 class PutChunk;
@@ -35,7 +35,7 @@ class ChunkService {
     bool existing_unseen = false;   // planted bug: an id that came before is accepted without looking at what is stored
   };
   /// `reads_max`: pieces of all requests in memory.
-  ChunkService(rt::Runtime runtime, storage::ChunkStore& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
+  ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
                Options options);
 
   /// Stores what the call's data frames bring; durable when it returns ok. The same chunk again is done at once.
@@ -53,12 +53,12 @@ class ChunkService {
  private:
   struct Frame;
   struct Ahead;
-  Task<void> read_piece(std::shared_ptr<Ahead> ahead);
+  Task<void> read_piece(DataGroup group, std::shared_ptr<Ahead> ahead);
   /// Always an error: why a chunk is not there.
   Task<Buffer> absent(ChunkId id, std::string message);
 
   rt::Runtime runtime_;
-  storage::ChunkStore& chunks_;
+  Chunks& chunks_;
   Owners& owners_;
   Usage& usage_;
   Options options_;

@@ -7,6 +7,8 @@
 #include "proto/wire/codec.h"
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
+#include "server/chunks/chunks.h"
+#include "server/chunks/repair.h"
 #include "server/coordinator/coordinator.h"
 #include "server/http/metrics_text.h"
 #include "server/records/keys.h"
@@ -40,23 +42,25 @@ class DaemonImpl final : public Daemon {
         records_(runtime, members_, options.membership_bugs),
         store_(storage::RecordStore::open(runtime, records_)),
         owners_(runtime.loop, *store_),
-        usage_(runtime, *store_, first(targets).chunks(), options.usage),
+        copies_(runtime, members_),
+        repair_(runtime, members_, copies_, units),
+        usage_(runtime, *store_, copies_, options.usage),
         buckets_(runtime, *store_, *coordinator_, usage_),
         readers_(runtime, *store_, reader_options(options)),
         objects_(runtime, *store_, *coordinator_, buckets_, owners_, readers_, usage_, options.objects),
-        checkpoints_(runtime, first(targets), *store_, units, *coordinator_, buckets_, owners_, readers_, usage_,
+        checkpoints_(runtime, copies_, *store_, units, *coordinator_, buckets_, owners_, readers_, usage_,
                      with_bugs(options)),
         retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
         liveness_(make_liveness(*store_, *coordinator_)),
         // Half of the memory, so that readers who do not read cannot keep writers from being received.
-        chunks_(runtime, first(targets).chunks(), owners_, usage_, units.units() / 2, chunk_options(options)),
+        chunks_(runtime, copies_, owners_, usage_, units.units() / 2, chunk_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
     auto garbage = options.garbage;
     garbage.absence_is_death |= options.bugs.absence_is_death;
     garbage.ask_once |= options.bugs.ask_once;
-    garbage_ = std::make_unique<Garbage>(runtime, first(targets).chunks(), *liveness_, garbage);
+    garbage_ = std::make_unique<Garbage>(runtime, copies_, *liveness_, garbage);
   }
 
   Task<void> start(Options options) {
@@ -75,6 +79,7 @@ class DaemonImpl final : public Daemon {
     CO_CHECK_OK(co_await checkpoints_.start());
     background_.spawn(members_.watch());
     background_.spawn(records_.bring_up(*store_));
+    background_.spawn(repair_.run());
     background_.spawn(checkpoints_.watch());
     background_.spawn(objects_.sweep());
     checkpoints_.on_change(
@@ -133,7 +138,6 @@ class DaemonImpl final : public Daemon {
     out.existing_unseen |= options.bugs.existing_unseen;
     return out;
   }
-  static storage::Target& first(const TargetSet& targets) { return *targets.all().front().target; }
 
   void target_metrics(MetricsText& out) const;
   Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
@@ -171,6 +175,8 @@ class DaemonImpl final : public Daemon {
   ReplicatedRecords records_;
   std::unique_ptr<storage::RecordStore> store_;
   Owners owners_;
+  Chunks copies_;
+  Repair repair_;
   Usage usage_;
   Buckets buckets_;
   Readers readers_;
@@ -365,6 +371,13 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.gauge("cairn_readers_held", "Removed steps and objects that are kept for their readers.", readers.held);
   out.counter("cairn_retention_removed_steps_total", "Steps removed by the policies of their buckets.",
               retention_.stats().removed);
+  const auto repair = repair_.stats();
+  out.gauge("cairn_repair_groups", "Data groups with a member that is being brought up to date.", repair.groups);
+  out.counter("cairn_repair_chunks_total", "Chunks copied to members that lacked them.", repair.chunks);
+  out.counter("cairn_repair_bytes_total", "Bytes of these chunks.", repair.bytes);
+  out.counter("cairn_repair_damaged_chunks_total", "Chunks found without a good copy anywhere.", repair.damaged);
+  out.counter("cairn_chunks_reads_elsewhere_total", "Reads that another copy had to answer.",
+              copies_.reads_elsewhere());
   const auto& garbage = garbage_->stats();
   out.gauge("cairn_chunk_store_orphaned_bytes",
             "Bytes of chunks that no record names, not freed yet; at the last pass.", garbage.orphaned_bytes);

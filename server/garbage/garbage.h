@@ -6,8 +6,8 @@
 #include <tuple>
 
 #include "proto/rt/seams.h"
+#include "server/chunks/chunks.h"
 #include "server/garbage/liveness.h"
-#include "storage/chunk_store/chunk_store.h"
 
 namespace cairn::server {
 
@@ -29,7 +29,7 @@ class Garbage {
     bool absence_is_death = false;  // planted bug: no answer, or one after a loss, counts as dead
     bool ask_once = false;          // planted bug: not asked again after the grace time
   };
-  Garbage(rt::Runtime runtime, storage::ChunkStore& chunks, Liveness& liveness, Options options)
+  Garbage(rt::Runtime runtime, Chunks& chunks, Liveness& liveness, Options options)
       : runtime_(runtime), chunks_(chunks), liveness_(liveness), options_(options) {}
 
   /// Pass after pass, for ever.
@@ -68,7 +68,7 @@ class Garbage {
   Task<std::optional<ChunkId>> next(std::optional<ChunkId> after);
 
   rt::Runtime runtime_;
-  storage::ChunkStore& chunks_;
+  Chunks& chunks_;
   Liveness& liveness_;
   Options options_;
   Suspects suspects_;

@@ -43,7 +43,9 @@ Task<std::map<std::string, Usage::Bucket>> Usage::recount() {
           if (prefix == kBucketPrefix) {
             records::Bucket bucket;
             CO_CHECK_OK(parse_record(record, bucket));
-            out[record.key.substr(kBucketPrefix.size())].quota_bytes = bucket.policy().quota_bytes();
+            auto& entry = out[record.key.substr(kBucketPrefix.size())];
+            entry.quota_bytes = bucket.policy().quota_bytes();
+            entry.copies = std::max(bucket.policy().copies(), 1U);
             continue;
           }
           CO_TRY(const auto name, bucket_in(record.key));
@@ -179,8 +181,8 @@ Result<void> Usage::declare(const OwnerId& owner, std::uint32_t part, std::uint6
   if (bytes > before) {
     CHECK_OK(check_quota(open, std::max(declared, open.arrived), replaces_bytes, 0));
     const auto more = bytes - before;
-    const auto more_to_come = declared > open.arrived ? declared - open.arrived - open.to_come() : 0;
-    if (const auto there = disk(); more_to_come > there.available_bytes) return disk_full(there, more);
+    const auto more_to_come = declared > open.arrived ? open.copied(declared - open.arrived) - open.to_come() : 0;
+    if (const auto there = disk(); more_to_come > there.available_bytes) return disk_full(there, open.copied(more));
   }
   change(open, [&](Open& o) {
     o.parts[part] = bytes;
@@ -208,7 +210,7 @@ Result<Usage::Charge> Usage::charge(const OwnerId& owner, std::uint64_t bytes) {
   const auto arrived = open.arrived + bytes;
   if (arrived > open.declared) {
     CHECK_OK(check_quota(open, arrived, open.replaces, slack_of(open.declared)));
-    const auto beyond = arrived - std::max(open.declared, open.arrived);
+    const auto beyond = open.copied(arrived - std::max(open.declared, open.arrived));
     if (const auto there = disk(); beyond > there.available_bytes) return disk_full(there, beyond);
   }
   change(open, [&](Open& o) { o.arrived = arrived; });

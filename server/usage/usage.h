@@ -8,7 +8,7 @@
 
 #include "proto/common/ids.h"
 #include "proto/rt/seams.h"
-#include "storage/chunk_store/chunk_store.h"
+#include "server/chunks/chunks.h"
 #include "storage/record_store/record_store.h"
 
 namespace cairn::server {
@@ -31,6 +31,7 @@ class Usage {
   };
   struct Bucket {
     std::uint64_t quota_bytes = 0;  // 0: none
+    std::uint32_t copies = 1;       // of every byte on the disks; quotas count one
     std::uint64_t used_bytes = 0;   // of sealed objects and committed steps
     std::uint64_t objects = 0, steps = 0;
     std::uint64_t reserved_bytes = 0;  // of open uploads and saves
@@ -38,7 +39,7 @@ class Usage {
   };
   enum class Kind { kObject, kStep };
 
-  Usage(rt::Runtime runtime, storage::RecordStore& records, storage::ChunkStore& chunks, Options options)
+  Usage(rt::Runtime runtime, storage::RecordStore& records, Chunks& chunks, Options options)
       : runtime_(runtime), records_(records), chunks_(chunks), options_(options) {}
 
   /// Adds up the records. Before any change.
@@ -51,7 +52,10 @@ class Usage {
   // ---- Buckets
   Bucket of(const std::string& bucket) const;
   /// After the transaction that wrote the bucket's record.
-  void quota_is(const std::string& bucket, std::uint64_t quota_bytes) { buckets_[bucket].quota_bytes = quota_bytes; }
+  void policy_is(const std::string& bucket, std::uint64_t quota_bytes, std::uint32_t copies) {
+    buckets_[bucket].quota_bytes = quota_bytes;
+    buckets_[bucket].copies = copies;
+  }
   /// After the transaction that removed it. Uploads to it may still be open.
   void forget(const std::string& bucket);
   void added(const std::string& bucket, Kind kind, std::uint64_t bytes);
@@ -59,7 +63,11 @@ class Usage {
 
   // ---- Open uploads and saves
   /// From now on chunks of the owner are counted. Again: no change.
-  void opened(const OwnerId& owner, const std::string& bucket) { open_[owner].bucket = bucket; }
+  void opened(const OwnerId& owner, const std::string& bucket) {
+    auto& open = open_[owner];
+    open.bucket = bucket;
+    if (open.reserved() == 0) open.copies = of(bucket).copies;
+  }
   /// Looks at the disk, unless that was done within a second: before declare() and charge().
   Task<void> look();
   /// `part` (a rank; 0 for an upload) of an opened owner will bring `bytes` in all. What it replaces is given back when
@@ -112,13 +120,18 @@ class Usage {
  private:
   struct Open {
     std::string bucket;
+    std::uint32_t copies = 1;
     std::map<std::uint32_t, std::uint64_t> parts;  // declared, by part
     std::uint64_t declared = 0;                    // their sum
     std::uint64_t arrived = 0;
     std::uint64_t admitted = 0;
     std::uint64_t replaces = 0;
     std::uint64_t reserved() const { return std::max({declared, arrived, admitted}); }
-    std::uint64_t to_come() const { return declared > arrived ? declared - arrived : 0; }
+    /// On all disks together.
+    std::uint64_t to_come() const { return declared > arrived ? copied(declared - arrived) : 0; }
+    std::uint64_t copied(std::uint64_t bytes) const {
+      return bytes > UINT64_MAX / copies ? UINT64_MAX : bytes * copies;
+    }
   };
   enum class Level { kPlenty, kLow, kFull };
   void give_back(const OwnerId& owner, std::uint64_t bytes);
@@ -130,7 +143,7 @@ class Usage {
 
   rt::Runtime runtime_;
   storage::RecordStore& records_;
-  storage::ChunkStore& chunks_;
+  Chunks& chunks_;
   Options options_;
   std::map<std::string, Bucket> buckets_;
   std::map<OwnerId, Open> open_;

@@ -32,6 +32,7 @@ class Store;
 struct Pending {
   ChunkId id;
   std::uint32_t length = 0, digest = 0;
+  DataGroup group = 0;
   std::vector<std::uint32_t> crcs;
   Extent extent;
   std::shared_ptr<File> file;    // the one File of the segment, which the committer flushes
@@ -61,7 +62,8 @@ class Store final : public ChunkStore {
 
   Task<void> load();
 
-  Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> block_crcs) override;
+  Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> block_crcs,
+                                      DataGroup group) override;
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
   Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
   std::size_t unit_bytes() const override { return units_.unit_bytes(); }
@@ -163,8 +165,9 @@ class Store final : public ChunkStore {
   Task<std::vector<std::uint32_t>> block_crcs(ChunkId id, Location location);
   Task<std::shared_ptr<const ChunkEntry>> look_up(ChunkId id);
 
-  static Task<void> write_piece(Store& self, std::shared_ptr<Pending> upload, std::uint32_t offset,
-                                rt::MutableBuffer memory, std::uint32_t size);
+  Result<Buffer> check_piece(const Pending& upload, std::uint32_t offset, rt::MutableBuffer memory,
+                             std::uint32_t size) const;
+  static Task<void> write_piece(Store& self, std::shared_ptr<Pending> upload, std::uint32_t offset, Buffer checked);
   static Task<void> finish_upload(Store& self, std::shared_ptr<Pending> upload);
   void drop(const std::shared_ptr<Pending>& upload);
   void abandon(Pending& upload);
@@ -199,10 +202,15 @@ class UploadHandle final : public ChunkStore::Upload {
   ~UploadHandle() override {
     if (auto store = store_.lock()) (*store)->drop(pending_);
   }
-  Task<void> write(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) override {
+  Result<Buffer> check(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) override {
+    auto store = store_.lock();
+    if (!store) return gone();
+    return (*store)->check_piece(*pending_, offset, std::move(memory), size);
+  }
+  Task<void> write_checked(std::uint32_t offset, Buffer checked) override {
     auto store = store_.lock();
     if (!store) co_return gone();
-    co_return co_await (*store)->owned(Store::write_piece(**store, pending_, offset, std::move(memory), size));
+    co_return co_await (*store)->owned(Store::write_piece(**store, pending_, offset, std::move(checked)));
   }
   Task<void> finish() override {
     auto store = store_.lock();
@@ -252,7 +260,7 @@ Task<std::vector<std::uint32_t>> Store::block_crcs(ChunkId id, Location location
 }
 
 Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t length,
-                                                       std::vector<std::uint32_t> crcs) {
+                                                       std::vector<std::uint32_t> crcs, DataGroup group) {
   if (length == 0 || length > kChunkBytesMax)
     co_return fail(Errc::kInvalid, text_of(id) + ": length " + std::to_string(length) + ", allowed are 1 to " +
                                        std::to_string(kChunkBytesMax));
@@ -288,6 +296,7 @@ Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t
   pending->id = id;
   pending->length = length;
   pending->digest = digest;
+  pending->group = group;
   pending->crcs = std::move(crcs);
   pending->missing = (length + unit_bytes() - 1) / unit_bytes();
   pending->claimed.resize(pending->missing);
@@ -298,14 +307,33 @@ Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t
   co_return std::make_unique<UploadHandle>(self_, std::move(pending));
 }
 
-Task<void> Store::write_piece(Store& self, std::shared_ptr<Pending> upload, std::uint32_t offset,
-                              rt::MutableBuffer memory, std::uint32_t size) {
+Result<Buffer> Store::check_piece(const Pending& upload, std::uint32_t offset, rt::MutableBuffer memory,
+                                  std::uint32_t size) const {
+  const auto unit = unit_bytes();
+  const auto padded = round_up(size, kSectorBytes);
+  if (offset % unit != 0 || offset >= upload.length || size != std::min<std::uint64_t>(unit, upload.length - offset) ||
+      memory.bytes.size() < padded)
+    return fail(Errc::kInvalid, text_of(upload.id) + ": a piece of " + std::to_string(size) + " bytes at " +
+                                    std::to_string(offset) + " does not fit a chunk of " +
+                                    std::to_string(upload.length));
+  for (std::uint32_t done = 0; done < size; done += kBlockBytes) {
+    const auto block = static_cast<std::uint32_t>((offset + done) / kBlockBytes);
+    const auto bytes = memory.bytes.subspan(done, std::min<std::size_t>(kBlockBytes, size - done));
+    if (crc32c(bytes, block_seed(upload.id, block)) != upload.crcs[block])
+      return fail(Errc::kDataLoss, text_of(upload.id) + " block " + std::to_string(block) +
+                                       ": the bytes that arrived do not match their CRC");
+  }
+  std::ranges::fill(memory.bytes.subspan(size, padded - size), std::byte{0});
+  return std::move(memory).freeze(padded);
+}
+
+Task<void> Store::write_piece(Store& self, std::shared_ptr<Pending> upload, std::uint32_t offset, Buffer checked) {
   CO_CHECK_OK(self.check_writable());
   const auto unit = self.unit_bytes();
-  const auto padded = round_up(size, kSectorBytes);
+  const auto padded = checked.size();
   if (offset % unit != 0 || offset >= upload->length ||
-      size != std::min<std::uint64_t>(unit, upload->length - offset) || memory.bytes.size() < padded)
-    co_return fail(Errc::kInvalid, text_of(upload->id) + ": a piece of " + std::to_string(size) + " bytes at " +
+      padded != round_up(std::min<std::uint64_t>(unit, upload->length - offset), kSectorBytes))
+    co_return fail(Errc::kInvalid, text_of(upload->id) + ": a piece of " + std::to_string(padded) + " bytes at " +
                                        std::to_string(offset) + " does not fit a chunk of " +
                                        std::to_string(upload->length));
   const auto piece = offset / unit;
@@ -313,18 +341,9 @@ Task<void> Store::write_piece(Store& self, std::shared_ptr<Pending> upload, std:
     co_return fail(Errc::kInvalid, text_of(upload->id) + ": bytes at " + std::to_string(offset) + " written twice");
   if (upload->failure) co_return fail(*upload->failure);
 
-  for (std::uint32_t done = 0; done < size; done += kBlockBytes) {
-    const auto block = static_cast<std::uint32_t>((offset + done) / kBlockBytes);
-    const auto bytes = memory.bytes.subspan(done, std::min<std::size_t>(kBlockBytes, size - done));
-    if (crc32c(bytes, block_seed(upload->id, block)) != upload->crcs[block])
-      co_return fail(Errc::kDataLoss, text_of(upload->id) + " block " + std::to_string(block) +
-                                          ": the bytes that arrived do not match their CRC");
-  }
-  std::ranges::fill(memory.bytes.subspan(size, padded - size), std::byte{0});
-
   upload->claimed[piece] = true;
   upload->in_flight++;
-  auto written = co_await upload->file->write(upload->extent.offset + offset, std::move(memory).freeze(padded));
+  auto written = co_await upload->file->write(upload->extent.offset + offset, std::move(checked));
   upload->in_flight--;
   if (written) {
     upload->missing--;
@@ -352,7 +371,8 @@ Task<void> Store::finish_upload(Store& self, std::shared_ptr<Pending> upload) {
   const Location location{.segment = upload->extent.segment->id,
                           .sector = static_cast<std::uint32_t>(upload->extent.offset / kSectorBytes),
                           .length = upload->length,
-                          .digest = upload->digest};
+                          .digest = upload->digest,
+                          .group = upload->group};
   Batch batch;
   batch.put(Table::kChunks, key_of(upload->id), encode_location(location));
   batch.put(Table::kBlockCrcs, key_of(upload->id), encode_block_crcs(upload->crcs));
@@ -387,7 +407,7 @@ Task<std::optional<ChunkInfo>> Store::find(ChunkId id) {
   CO_CHECK_OK(check_open());
   CO_TRY(auto location, co_await locate(id));
   if (!location || unacknowledged(id)) co_return std::nullopt;
-  co_return ChunkInfo{.id = id, .length = location->length, .digest = location->digest};
+  co_return ChunkInfo{.id = id, .length = location->length, .digest = location->digest, .group = location->group};
 }
 
 Task<std::vector<ChunkInfo>> Store::list(std::optional<ChunkId> after, std::size_t limit) {
@@ -402,7 +422,8 @@ Task<std::vector<ChunkInfo>> Store::list(std::optional<ChunkId> after, std::size
       CO_TRY(auto id, ChunkId::from_key(entry.key));
       auto location = decode_location(entry.value);
       if (!location) co_return fail(std::move(location).error().with(text_of(id)));
-      if (!unacknowledged(id)) out.push_back({.id = id, .length = location->length, .digest = location->digest});
+      if (!unacknowledged(id))
+        out.push_back({.id = id, .length = location->length, .digest = location->digest, .group = location->group});
     }
     if (page.size() < wanted) break;
     from = std::move(page.back().key);

@@ -20,6 +20,7 @@ struct ChunkInfo {
   ChunkId id;
   std::uint32_t length = 0;  // bytes, 1 .. 64 MiB
   std::uint32_t digest = 0;  // crc32c over the little-endian block CRCs
+  DataGroup group = 0;       // whose members all have it
 };
 
 std::uint32_t chunk_digest(const std::vector<std::uint32_t>& block_crcs);
@@ -50,19 +51,29 @@ class ChunkStore {
   class Upload {
    public:
     virtual ~Upload() = default;
+    /// Bytes that are to be written at `offset`, verified against the CRCs given to start() and padded to 4096: they
+    /// may be written by this upload, and by others of the same chunk. errors: kDataLoss  bytes do not match their CRC;
+    /// kInvalid  outside the chunk
+    virtual Result<Buffer> check(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) = 0;
     /// The next bytes, at multiples of the pool's unit size (only the last piece may be shorter), any order, several at
-    /// once. Verified against the CRCs given to start(); the memory is padded to 4096 by this call, hence mutable.
-    /// errors: kDataLoss  bytes do not match their CRC;  kInvalid  outside the chunk or written twice
-    virtual Task<void> write(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) = 0;
+    /// once; `checked` by check(). errors: kInvalid  outside the chunk or written twice
+    virtual Task<void> write_checked(std::uint32_t offset, Buffer checked) = 0;
+    /// Both.
+    Task<void> write(std::uint32_t offset, rt::MutableBuffer memory, std::uint32_t size) {
+      auto checked = check(offset, std::move(memory), size);
+      if (!checked) co_return fail(std::move(checked).error());
+      co_return co_await write_checked(offset, *std::move(checked));
+    }
     /// After all pieces: durable and indexed when it returns ok.
     virtual Task<void> finish() = 0;
   };
 
+  /// `group`: the data group that the chunk belongs to, remembered with it.
   /// sizes:  length 1 .. 64 MiB; block_crcs one per 64 KiB
   /// returns nullptr when the same chunk (length, digest) is already durable: nothing to do
   /// errors: kConflict  other bytes under this id;  kNoSpace;  kInvalid;  kFailed  target fail-stop
-  virtual Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length,
-                                              std::vector<std::uint32_t> block_crcs) = 0;
+  virtual Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> block_crcs,
+                                              DataGroup group = 0) = 0;
 
   virtual Task<std::optional<ChunkInfo>> find(ChunkId id) = 0;
 

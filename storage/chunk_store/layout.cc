@@ -53,6 +53,7 @@ std::string encode_location(const Location& location) {
   put_field(out, location.sector);
   put_field(out, location.length);
   put_field(out, location.digest);
+  put_field(out, location.group);
   return out;
 }
 
@@ -63,7 +64,8 @@ Result<Location> decode_location(std::string_view value) {
   Location location{.segment = {get_field<std::uint64_t>(value, 0), get_field<std::uint32_t>(value, 8)},
                     .sector = get_field<std::uint32_t>(value, 12),
                     .length = get_field<std::uint32_t>(value, 16),
-                    .digest = get_field<std::uint32_t>(value, 20)};
+                    .digest = get_field<std::uint32_t>(value, 20),
+                    .group = get_field<std::uint32_t>(value, 24)};
   if (location.length == 0 || location.length > kChunkBytesMax)
     return fail(Errc::kDataLoss, "index entry with length " + std::to_string(location.length));
   return location;

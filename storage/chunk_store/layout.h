@@ -26,7 +26,7 @@ inline constexpr std::string_view kSegmentPrefix = "segment-";
 std::string segment_name(SegmentId id);
 std::optional<SegmentId> parse_segment_name(std::string_view name);
 
-/// Table kChunks: where a chunk lies. Key: ChunkId::key(). Value, 24 bytes, little-endian:
+/// Table kChunks: where a chunk lies. Key: ChunkId::key(). Value, 28 bytes, little-endian:
 ///
 /// offset size meaning
 ///      0    8 incarnation of the segment
@@ -34,17 +34,19 @@ std::optional<SegmentId> parse_segment_name(std::string_view name);
 ///     12    4 first sector (4096 bytes) in the segment
 ///     16    4 length in bytes, 1 .. 64 MiB
 ///     20    4 digest: CRC32C over the little-endian block CRCs
+///     24    4 data group: whose members all have the chunk
 struct Location {
   SegmentId segment;
   std::uint32_t sector = 0;
   std::uint32_t length = 0;
   std::uint32_t digest = 0;
+  DataGroup group = 0;
 
   std::uint64_t offset() const { return sector * kSectorBytes; }
   std::uint64_t padded() const { return round_up(length, kSectorBytes); }
   bool operator==(const Location&) const = default;
 };
-inline constexpr std::size_t kLocationBytes = 24;
+inline constexpr std::size_t kLocationBytes = 28;
 std::string encode_location(const Location& location);
 /// errors: kDataLoss
 Result<Location> decode_location(std::string_view value);

@@ -122,7 +122,7 @@ class Cairnd(unittest.TestCase):
 
     def test_wrong_usage_is_one_line_and_changes_nothing(self):
         self.refused(code=2, says="--data")
-        self.refused("--data", self.dir / "a", "--data", self.dir / "b", code=2, says="one directory")
+        self.refused("--data", self.dir / "a", "--data", self.dir / "a", code=2, says="is given twice")
         self.refused(*self.free("--flag-that-is-not"), code=2, says="--flag-that-is-not")
         self.refused(*self.free("--memory", "lots"), code=2, says="--memory")
         self.refused(*self.free("--memory", "1MiB"), code=2, says="64MiB")

@@ -422,7 +422,7 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
 
 Task<void> Workload::reuse_id(Workload* w, Node* node, std::shared_ptr<client::Session> session, OwnerId owner) {
   const ChunkId id{.owner = owner, .writer = w->draw_.next(), .index = 0};
-  CO_TRY(auto group, session->choose_data_group());
+  CO_TRY(auto group, session->choose_data_group({1}, 0));
   for (int content = 1; content <= 2; ++content) {
     std::string bytes(1000, static_cast<char>(content));
     const auto crc = crc32c(bytes, block_seed(id, 0));
