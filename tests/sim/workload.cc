@@ -32,6 +32,8 @@ constexpr rt::Duration kCallSlack = 40s;      // a call that has not ended then 
 constexpr rt::Duration kSafetyPhase = 60min;  // virtual; a rank that never joins is waited for ten minutes
 constexpr rt::Duration kHealedSave = 150s;    // a new launch's save must be committed within, once all is well
 constexpr rt::Duration kGarbageGone = 30min;
+constexpr rt::Duration kReaderTtl = 10s;
+constexpr rt::Duration kSkew = 50ms;  // between what a reader and the daemon take for it
 constexpr std::uint64_t kEventsMax = 20'000'000;
 
 std::string tag_text(Tag tag) {
@@ -66,6 +68,7 @@ class Workload {
     daemon.segment_bytes = swarm_.segment_bytes;
     daemon.garbage_grace = swarm_.garbage_grace;
     daemon.garbage_interval = swarm_.garbage_interval;
+    daemon.readers_ttl = kReaderTtl;
     daemon.duplicates = swarm_.duplicates;
     daemon.liveness_lies = swarm_.liveness_lies;
     daemon.bug = options_.bug;
@@ -517,6 +520,8 @@ Task<void> Workload::check_step(Workload* w, Job* job, Node* node, std::shared_p
   if (!wanted) history.saw_highest(step, asked, answered);
   auto gone = [&](const Error& error) {
     if (error.code == Errc::kDeleted) {
+      if (reader->silence() < kReaderTtl - kSkew)
+        w->broken("P8", what() + ": deleted under a protected reader: " + error.message);
       if (!history.may_be_gone(step, asked, w->world_.now()))
         w->broken("P1", what() + ": told deleted, though nothing removed or replaced it: " + error.message);
       return;
@@ -879,6 +884,8 @@ Task<void> Workload::get_object(Workload* w, Node* node, std::shared_ptr<client:
   auto read = co_await client::read_object(session, kBucket, object, 0, out, kCallTimeout);
   if (!read) {
     const bool gone = read.error().code == Errc::kDeleted || read.error().code == Errc::kNotFound;
+    if (gone && object->held->silence() < kReaderTtl - kSkew)
+      w->broken("P8", what + ": deleted under a protected reader: " + read.error().message);
     if (gone && !w->objects_.may_be_gone(key, asked, w->world_.now()))
       w->broken("P1", what + ": told deleted, though nothing removed or replaced it: " + read.error().message);
     else if (!gone && !excused(read.error()))
