@@ -25,9 +25,9 @@ struct BucketSummary {
 /// What of a bucket's policy is to change; absent: stays.
 struct BucketChange {
   std::optional<std::uint64_t> quota_bytes{};
-  std::optional<std::uint32_t> keep_last;
-  std::optional<std::uint64_t> keep_every;
-  std::optional<std::uint32_t> keep_days;
+  std::optional<std::uint32_t> keep_last{};
+  std::optional<std::uint64_t> keep_every{};
+  std::optional<std::uint32_t> keep_days{};
 };
 Task<void> create_bucket(std::shared_ptr<Session> session, BucketSummary bucket, rt::TimePoint deadline);
 Task<BucketSummary> show_bucket(std::shared_ptr<Session> session, std::string bucket, rt::TimePoint deadline);

@@ -25,7 +25,7 @@ namespace cairn::server {
 class Usage {
  public:
   struct Options {
-    rt::Duration watch_every = std::chrono::seconds(5);
+    rt::Duration watch_every = std::chrono::seconds(1);
     std::uint32_t low_percent = 5;  // of the disk: below it one line is logged
     std::uint32_t full_percent = 1;
   };

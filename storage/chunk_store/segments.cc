@@ -319,6 +319,7 @@ Task<void> Segments::clean(Segments& self) {
       auto synced = co_await self.disk_.sync_directory();
       if (!synced) self.committer_.fail_stop(std::move(synced).error().with("directory sync after unlinking segments"));
     }
+    if (progress) self.space_at_.reset();  // what came back is seen at the next look
     if (!progress && !self.stopped()) co_await self.wake_cleaner_.wait();
   }
   co_return {};

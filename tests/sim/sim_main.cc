@@ -36,6 +36,7 @@ separate processes, and both must have the same trace.
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
                 retention: policies, removals, pins and garbage while readers hold steps open
                 storage: one storage target, its chunks and records
+                space: a disk and quotas that fill, again and again
                 targets: records on several data directories that fail, are missing, lost or stale
   --bug NAME    plant a bug, in the workload meant for it unless told; the exit code is 0 when a seed catches it
   --fail-fast   stop at the first failing seed (implied by --bug)
@@ -56,6 +57,7 @@ struct Arguments {
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .trace = std::move(trace)};
   if (args.workload == "retention") return run_retention_workload(std::move(options));
+  if (args.workload == "space") return run_space_workload(std::move(options));
   if (args.workload == "storage") return run_storage_workload(std::move(options));
   if (args.workload == "targets") return run_targets_workload(std::move(options));
   return run_checkpoint_workload(std::move(options));
@@ -105,7 +107,7 @@ bool parse(int argc, char** argv, Arguments& out) {
     } else if (arg == "--workload") {
       out.workload = value();
       if (out.workload != "storage" && out.workload != "targets" && out.workload != "checkpoint" &&
-          out.workload != "retention")
+          out.workload != "retention" && out.workload != "space")
         return false;
     } else if (arg == "--trace") {
       out.trace = true;

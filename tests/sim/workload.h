@@ -46,6 +46,11 @@ WorkloadResult run_targets_workload(WorkloadOptions options);
 /// unprotected one right bytes or kDeleted; what must stay stays, and all else is freed in the end.
 WorkloadResult run_retention_workload(WorkloadOptions options);
 
+/// The space workload: a disk, and sometimes a quota, that saves and uploads of known and unknown size fill again and
+/// again. What does not fit fails alone, for all its ranks as NO_SPACE; a step saved before is read all the time; what
+/// failed or was removed leaves no chunk, no reservation and no byte.
+WorkloadResult run_space_workload(WorkloadOptions options);
+
 struct BugName {
   std::string name;
   std::string what;
