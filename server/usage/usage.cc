@@ -78,12 +78,8 @@ Task<void> Usage::resume(OwnerId owner, std::string bucket, std::uint64_t declar
   // Every id of an owner is greater than its first one; that one has index 0 of writer 0, which nobody draws.
   for (ChunkId after{.owner = owner, .writer = 0, .index = 0};;) {
     CO_TRY(const auto page, co_await chunks_.list(after, kPage));
-    bool ended = page.size() < kPage;
-    for (const auto& chunk : page) {
-      if ((ended = chunk.id.owner != owner)) break;
-      arrived += chunk.length;
-    }
-    if (ended || page.empty()) break;
+    for (const auto& chunk : page) arrived += chunk.id.owner == owner ? chunk.length : 0;
+    if (page.size() < kPage || page.back().id.owner != owner) break;
     after = page.back().id;
   }
   opened(owner, bucket);
