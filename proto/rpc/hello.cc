@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "proto/common/ids.h"
+#include "proto/common/text.h"
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
 
@@ -61,7 +62,7 @@ Result<Greeting> answer_hello(std::string_view message, const Agreed& self) {
   reply.set_message_bytes_max(wire::kMessageBytesMax);
   reply.set_unix_socket(self.unix_socket);
   reply.set_host(self.host);
-  return Greeting{.client = hello.client().substr(0, kNameBytesMax), .reply = wire::encode(reply)};
+  return Greeting{.client = printable(hello.client()), .reply = wire::encode(reply)};
 }
 
 Result<Agreed> accept_hello_reply(std::string_view message, std::string_view expected_cluster) {

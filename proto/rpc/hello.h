@@ -18,7 +18,7 @@ std::string encode_hello(const Channel::Options& options);
 
 /// What a daemon learns from a hello, and its answer.
 struct Greeting {
-  std::string client;  // at most 256 bytes, for logs
+  std::string client;  // printable, about 128 bytes: for logs
   std::string reply;   // a HelloReply
 };
 /// `self`: the daemon's own half of what gets agreed; its version and features are ignored.

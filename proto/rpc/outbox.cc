@@ -55,6 +55,7 @@ Task<void> Outbox::run() {
       size += range.size;
     }
     writing_since_ = loop_.now();
+    writing_bytes_ = size;
     auto done = co_await stream_.write_all(std::move(pieces));
     writing_since_ = rt::kNever;
     CO_CHECK_OK(std::move(done));

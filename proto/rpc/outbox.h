@@ -21,8 +21,9 @@ struct OutFrame {
   std::uint64_t call_id = 0;
   std::string message = {};
   std::vector<Buffer> payload = {};
-  bool started = false;            // in the batch being written, or written: cannot be withdrawn
-  rt::Semaphore::Lease turn = {};  // given back when the frame is gone
+  bool started = false;                          // in the batch being written, or written: cannot be withdrawn
+  rt::Semaphore::Lease turn = {};                // given back when the frame is gone
+  rt::Semaphore::Lease share = {}, memory = {};  // of the message; likewise
 };
 using OutFramePtr = std::shared_ptr<OutFrame>;
 
@@ -54,6 +55,7 @@ class Outbox {
   std::uint64_t bytes() const { return bytes_; }
   /// When the write that now waits began; kNever: none waits.
   rt::TimePoint writing_since() const { return writing_since_; }
+  std::uint64_t writing_bytes() const { return writing_bytes_; }  // of that write
 
  private:
   struct Range {
@@ -74,6 +76,7 @@ class Outbox {
   std::vector<Range> ranges_;
   std::uint64_t bytes_ = 0;
   rt::TimePoint writing_since_ = rt::kNever;
+  std::uint64_t writing_bytes_ = 0;
 };
 
 }  // namespace cairn::rpc

@@ -103,29 +103,42 @@ class ServerCall {
   virtual Task<void> send_data(std::string message, std::vector<Buffer> payload) = 0;
 };
 
-/// Accepts connections and runs a handler per call. Memory: one unit per data frame from `units`, messages inside
-/// `message_budget`; a peer that breaks a rule or a limit loses its connection. A call's handler is dropped where it
-/// waits when the client cancels or its connection is lost.
+/// Accepts connections and runs a handler per call. Memory: one unit per data frame from `units`; requests inside one
+/// `message_budget`, for which the server waits, not reading, and replies inside another, beyond which one becomes
+/// kUnavailable. A peer that breaks a rule or a limit loses its connection. A call's handler is dropped where it waits
+/// when the client cancels or its connection is lost.
 ///
 /// Lifetime: destroying it drops all handlers and connections at once; never from inside a handler.
 class Server {
  public:
-  struct Options {
-    std::string node;
-    std::string cluster;             // 16 bytes
-    std::string unix_socket;         // told to clients
-    std::string host;                // boot id
-    std::uint32_t credit_units = 8;  // per connection, at least 1
-    std::uint32_t calls_max = 256;   // per connection
+  /// What may change while it serves.
+  struct Limits {
     std::uint32_t connections_max = 16384;
-    std::uint64_t message_budget_bytes = 64 * kMiB;  // all connections
+    /// Of one address, or of one user id on a unix socket: what stands for an identity until peers have one.
+    std::uint32_t connections_per_peer = 1024;
+    std::uint32_t connections_unknown = 1024;  // that have not finished the hello; the oldest makes room
     rt::Duration handshake_max = std::chrono::seconds(5);
     rt::Duration header_max = std::chrono::seconds(10);  // from first byte of a frame header to its message's end
-    rt::Duration idle_max = std::chrono::seconds(60);    // no frame (clients ping), or one payload or write so long
+    rt::Duration idle_max = std::chrono::seconds(60);    // no frame; clients ping
+    /// Who owes data, or is to take some, must move so many bytes a second, averaged over the window.
+    std::uint64_t body_bytes_per_second = 64 * kKiB;
+    rt::Duration body_window = std::chrono::seconds(30);
+    std::uint64_t connection_bytes_max = 64 * kMiB;  // of requests under way, and of replies not taken
+  };
+  struct Options : Limits {
+    std::string node;
+    std::string cluster;                             // 16 bytes
+    std::string unix_socket;                         // told to clients
+    std::string host;                                // boot id
+    std::uint32_t credit_units = 8;                  // per connection, at least 1
+    std::uint32_t calls_max = 256;                   // per connection
+    std::uint64_t message_budget_bytes = 64 * kMiB;  // of all requests, and again of all replies
   };
   struct Stats {
     std::uint64_t connections = 0, connections_total = 0, calls_total = 0, calls_running = 0;
     std::uint64_t bytes_received = 0, bytes_sent = 0, protocol_errors = 0;
+    std::uint64_t refused = 0;  // connections closed for a limit of their number or of time
+    std::uint64_t busy = 0;     // replies for which there was no memory
   };
   /// The reply message, or an error sent as ErrorReply. kStale errors get the current map attached by `stale_map`.
   using Handler = std::function<Task<std::string>(std::shared_ptr<ServerCall>)>;
@@ -136,6 +149,8 @@ class Server {
   /// Accepts from `listener` until close(). Call once per listener.
   virtual void serve(std::unique_ptr<rt::Listener> listener) = 0;
   virtual Stats stats() const = 0;
+  /// From now on; connections that are there stay.
+  virtual void set(const Limits& limits) = 0;
   /// Stops accepting, lets running calls end until `deadline`, then closes all connections. Not from a handler.
   virtual Task<void> close(rt::TimePoint deadline) = 0;
 };

@@ -3,6 +3,7 @@
 #include <deque>
 #include <list>
 #include <map>
+#include <set>
 
 #include "proto/common/checksum.h"
 #include "proto/rpc/frame_reader.h"
@@ -19,6 +20,21 @@ using wire::FrameKind;
 
 class Connection;
 class ServerImpl;
+
+/// What a call costs beside its request: its frames and those of its handler, about.
+constexpr std::uint64_t kCallBytes = kKiB;
+/// Errors of this size are always answered: each has the place of its call.
+constexpr std::size_t kSmallReplyBytes = 512;
+
+/// Who a peer is, as far as we know: its user on a unix socket, else its address without the port.
+std::string identity_of(std::string_view peer) {
+  const std::string_view mark = "uid=";
+  if (peer.starts_with("unix:")) {
+    const auto at = peer.find(mark);
+    return "unix:" + std::string(at == peer.npos ? "" : peer.substr(at));
+  }
+  return std::string(peer.substr(0, peer.rfind(':')));
+}
 
 /// Peers can cause an event as often as they like; at most one line a second tells of it.
 class LogLimit {
@@ -44,7 +60,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
     std::uint64_t id = 0;
     wire::Method method = wire::Method::kNone;
     std::string request;
-    rt::Semaphore::Lease budget;  // of the request's memory
+    rt::Semaphore::Lease share, budget;  // of the request's memory: of the connection, of the server
     std::string client;
     std::uint64_t connection = 0;
   };
@@ -61,6 +77,8 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
   }
 
   std::uint64_t id() const { return facts_.id; }
+  /// Its handler waits for the peer's next data frame.
+  bool waits_for_data() const { return waiting_ > 0 && incoming_.empty(); }
   void arrive(Data data) {
     incoming_.push_back(std::move(data));
     arrived_.notify_all();
@@ -76,6 +94,12 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
  private:
   static Failure gone() { return fail(Errc::kUnavailable, "the call has ended: cancelled or its connection lost"); }
   static Task<Data> next_data_of(std::shared_ptr<CallImpl> self) {
+    struct Waiting {
+      std::shared_ptr<CallImpl> call;
+      explicit Waiting(std::shared_ptr<CallImpl> c) : call(std::move(c)) { ++call->waiting_; }
+      Waiting(const Waiting&) = delete;
+      ~Waiting() { --call->waiting_; }
+    } waiting(self);
     while (self->incoming_.empty()) {
       if (self->ended_) co_return gone();
       co_await self->arrived_.wait();
@@ -91,6 +115,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
   std::deque<Data> incoming_;  // bounded by the connection's credit
   rt::Signal arrived_;
   rt::Semaphore turn_;
+  int waiting_ = 0;
   bool ended_ = false;
 };
 
@@ -112,6 +137,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
 
   bool dropped() const { return dropped_; }
   bool greeted() const { return greeted_; }
+  const std::string& identity() const { return identity_; }
   /// Nothing runs and nothing waits to be sent.
   bool quiet() const { return slots_used_ == 0 && outbox_.idle(); }
   std::uint64_t id() const { return id_; }
@@ -144,8 +170,11 @@ class Connection final : public std::enable_shared_from_this<Connection> {
     rt::Scope scope;
   };
 
+  static std::uint64_t connection_budget(const ServerImpl& server);
   rt::Loop& loop() const;
   void enter(Phase phase);
+  bool owes_data() const;
+  void check_progress(rt::TimePoint now);
   Task<void> read_frames();
   Task<void> greet();
   Task<void> take_request(FrameHeader header);
@@ -162,6 +191,7 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   ServerImpl& server_;
   const std::uint64_t id_;
   std::unique_ptr<rt::Stream> stream_;
+  const std::string identity_;
   std::string client_;  // name and address, for handlers and logs
   FrameReader reader_;
   Outbox outbox_;
@@ -177,7 +207,14 @@ class Connection final : public std::enable_shared_from_this<Connection> {
 
   // A call takes one of calls_max until its reply starts to be written (the client may use it again from then on).
   std::size_t slots_used_ = 0;
+  rt::Semaphore requests_;  // bytes under way; who is over its share is not read
+  rt::Semaphore replies_;   // bytes not taken
   std::uint64_t last_call_ = 0;
+
+  // Time for which the peer has owed data since it last owed none, and what came meanwhile; both up to the last check.
+  rt::Duration owed_ = {};
+  std::uint64_t owed_from_ = 0;  // bytes_received() when it began
+  rt::TimePoint checked_;
   std::map<std::uint64_t, std::unique_ptr<Running>> calls_;
   rt::Scope tasks_;
 };
@@ -190,7 +227,8 @@ class ServerImpl final : public Server {
         options(std::move(options)),
         handler(std::move(handle)),
         stale_map(std::move(map)),
-        budget(runtime.loop, std::max<std::uint64_t>(this->options.message_budget_bytes, wire::kMessageBytesMax)),
+        budget(runtime.loop, message_budget(this->options)),
+        replies(runtime.loop, message_budget(this->options)),
         changed_(runtime.loop),
         tasks_(runtime.loop) {
     assert(this->options.credit_units >= 1 && this->options.credit_units <= 0xffff && this->options.calls_max >= 1);
@@ -207,6 +245,8 @@ class ServerImpl final : public Server {
     auto& ref = *listeners_.emplace_back(std::move(listener));
     tasks_.spawn(accept_from(ref));
   }
+
+  void set(const Limits& limits) override { static_cast<Limits&>(options) = limits; }
 
   Stats stats() const override {
     auto out = totals;
@@ -244,8 +284,11 @@ class ServerImpl final : public Server {
     if (closing_) changed_.notify_all();
   }
   /// It is dropped: takes it down from a turn of our own.
-  void bury(std::uint64_t id) {
+  void bury(const Connection& gone) {
+    const auto id = gone.id();
     --live_;
+    unknown_.erase(id);
+    if (const auto peer = peers_.find(gone.identity()); --peer->second == 0) peers_.erase(peer);
     rt.loop.post([this, alive = std::weak_ptr(alive_), id] {
       if (alive.expired()) return;
       const auto it = connections_.find(id);
@@ -256,6 +299,7 @@ class ServerImpl final : public Server {
       changed();
     });
   }
+  void greeted(std::uint64_t id) { unknown_.erase(id); }
   void log_ended(const std::string& client, bool greeted, const Error& why) {
     const bool offence = why.code == Errc::kProtocol || why.code == Errc::kDenied || why.code == Errc::kInvalid;
     if (offence) ++totals.protocol_errors;
@@ -272,11 +316,11 @@ class ServerImpl final : public Server {
 
   rt::Runtime rt;
   rt::UnitPool& units;
-  const Options options;
+  Options options;
   const Handler handler;
   const std::function<std::string()> stale_map;
-  rt::Semaphore budget;
-  Stats totals;  // of connections that are gone, and counts that belong to none
+  rt::Semaphore budget, replies;  // messages: of requests, of replies
+  Stats totals;                   // of connections that are gone, and counts that belong to none
 
  private:
   Task<void> accept_from(rt::Listener& listener) {
@@ -295,31 +339,51 @@ class ServerImpl final : public Server {
   }
 
   void add(std::unique_ptr<rt::Stream> stream) {
+    const auto identity = identity_of(stream->peer());
+    const auto full = [](std::string_view limit, std::uint32_t value) {
+      return Error{Errc::kUnavailable, std::string(limit) + "=" + std::to_string(value) + " reached"};
+    };
+    // Who has not said who it is makes room, the oldest first: idlers never lock out those that speak.
+    if (const auto peer = peers_.find(identity); peer != peers_.end() && peer->second >= options.connections_per_peer) {
+      const auto why = full("connections_per_peer", options.connections_per_peer);
+      const auto oldest =
+          std::ranges::find_if(unknown_, [&](std::uint64_t id) { return connections_.at(id)->identity() == identity; });
+      if (oldest == unknown_.end()) return refuse(*stream, why);
+      make_room(*oldest, why);
+    }
+    if (unknown_.size() >= options.connections_unknown)
+      make_room(*unknown_.begin(), full("connections_unknown", options.connections_unknown));
     if (live_ >= options.connections_max) {
-      // The oldest that has not said who it is makes room; ids are in the order of arrival.
-      const auto oldest = std::ranges::find_if(
-          connections_, [](const auto& c) { return !c.second->greeted() && !c.second->dropped(); });
-      const Error full{Errc::kUnavailable, "connections_max=" + std::to_string(options.connections_max) + " reached"};
-      if (oldest == connections_.end()) {
-        log_ended(stream->peer(), false, full);
-        return stream->close();
-      }
-      oldest->second->drop(full);
+      const auto why = full("connections_max", options.connections_max);
+      if (unknown_.empty()) return refuse(*stream, why);
+      make_room(*unknown_.begin(), why);
     }
     const auto id = ++last_connection_;
     ++totals.connections_total;
     ++live_;
+    ++peers_[identity];
+    unknown_.insert(id);
     auto connection = std::make_shared<Connection>(*this, id, std::move(stream));
     connections_.emplace(id, connection);
     connection->start();
     changed_.notify_all();
   }
+  void refuse(rt::Stream& stream, const Error& why) {
+    ++totals.refused;
+    log_ended(stream.peer(), false, why);
+    stream.close();
+  }
+  void make_room(std::uint64_t id, const Error& why) {
+    ++totals.refused;
+    connections_.at(id)->drop(why);
+  }
 
   /// One clock for the limits of all connections: they are coarse, and a timer per frame would cost more.
   Task<void> watch() {
-    const auto shortest = std::min({options.handshake_max, options.header_max, options.idle_max});
-    const auto step = std::clamp<rt::Duration>(shortest / 8, std::chrono::milliseconds(1), std::chrono::seconds(1));
     for (;;) {
+      const auto shortest =
+          std::min({options.handshake_max, options.header_max, options.idle_max, options.body_window});
+      const auto step = std::clamp<rt::Duration>(shortest / 8, std::chrono::milliseconds(1), std::chrono::seconds(1));
       while (connections_.empty()) co_await changed_.wait();
       co_await rt.loop.sleep(step);
       const auto now = rt.loop.now();
@@ -337,6 +401,10 @@ class ServerImpl final : public Server {
     co_return {};
   }
 
+  static std::uint64_t message_budget(const Options& options) {
+    return std::max<std::uint64_t>(options.message_budget_bytes, wire::kMessageBytesMax + kCallBytes);
+  }
+
   void count(const Connection& gone) {
     totals.bytes_received += gone.bytes_received();
     totals.bytes_sent += gone.bytes_sent();
@@ -344,7 +412,10 @@ class ServerImpl final : public Server {
 
   std::list<std::unique_ptr<rt::Listener>> listeners_;
   std::map<std::uint64_t, std::shared_ptr<Connection>> connections_;
-  std::size_t live_ = 0;  // of connections_: not dropped
+  // Of connections_, those not dropped: how many, those that have not finished the hello, how many of each identity.
+  std::size_t live_ = 0;
+  std::set<std::uint64_t> unknown_;  // ids are in the order of arrival
+  std::map<std::string, std::size_t> peers_;
   std::uint64_t last_connection_ = 0;
   bool closing_ = false;
   LogLimit limit_;
@@ -383,12 +454,22 @@ Connection::Connection(ServerImpl& server, std::uint64_t id, std::unique_ptr<rt:
     : server_(server),
       id_(id),
       stream_(std::move(stream)),
+      identity_(identity_of(stream_->peer())),
       client_(stream_->peer()),
       reader_(server.rt.loop, *stream_),
       outbox_(
           server.rt.loop, *stream_, [this](OutFrame& f) { starting(f); }, [this](OutFrame&) { written(); }),
       phase_since_(server.rt.loop.now()),
+      requests_(server.rt.loop, connection_budget(server)),
+      replies_(server.rt.loop, connection_budget(server)),
+      checked_(server.rt.loop.now()),
       tasks_(server.rt.loop) {}
+
+/// At most a quarter of the memory for messages; at least one message.
+std::uint64_t Connection::connection_budget(const ServerImpl& server) {
+  return std::max<std::uint64_t>(std::min(server.options.connection_bytes_max, server.budget.capacity() / 4),
+                                 wire::kMessageBytesMax + kCallBytes);
+}
 
 rt::Loop& Connection::loop() const {
   return server_.rt.loop;
@@ -408,7 +489,7 @@ void Connection::drop(Error why) {
   dropped_ = true;
   stream_->close();
   server_.log_ended(client_, greeted_, why);
-  server_.bury(id_);
+  server_.bury(*this);
 }
 
 void Connection::take_down() {
@@ -426,9 +507,12 @@ void Connection::take_down() {
 
 void Connection::check(rt::TimePoint now) {
   if (dropped_) return;
+  check_progress(now);
+  if (dropped_) return;
   const auto& limits = server_.options;
   const auto overdue = [&](rt::TimePoint since, rt::Duration limit, std::string_view what) {
     if (since == rt::kNever || now - since < limit) return;
+    ++server_.totals.refused;
     drop(Error{Errc::kUnavailable, std::string(what)});
   };
   switch (phase_) {
@@ -442,15 +526,48 @@ void Connection::check(rt::TimePoint now) {
     case Phase::kMessage:
       overdue(phase_since_, limits.header_max, "a message took too long");
       break;
-    case Phase::kPayload:
-      overdue(phase_since_, limits.idle_max, "a payload took too long");
+    case Phase::kPayload:  // check_progress()
       break;
     case Phase::kWaiting:
       // We do not read its pings meanwhile; a sign of life keeps it from giving us up.
       pong();
       break;
   }
-  if (!dropped_) overdue(outbox_.writing_since(), limits.idle_max, "the peer takes no bytes");
+  if (dropped_) return;
+  // A write is at most a few units, so that its whole length is the average that is asked for.
+  auto write_max = limits.body_window;
+  if (limits.body_bytes_per_second > 0)
+    write_max =
+        std::max<rt::Duration>(write_max, std::chrono::seconds(outbox_.writing_bytes() / limits.body_bytes_per_second));
+  overdue(outbox_.writing_since(), write_max, "the peer takes too few bytes");
+}
+
+bool Connection::owes_data() const {
+  if (phase_ == Phase::kPayload) return true;
+  if (phase_ == Phase::kWaiting || units_out_ >= server_.options.credit_units) return false;  // it waits for us
+  return std::ranges::any_of(calls_,
+                             [](const auto& c) { return !c.second->ended && c.second->call->waits_for_data(); });
+}
+
+void Connection::check_progress(rt::TimePoint now) {
+  const auto since = std::exchange(checked_, now);
+  if (!owes_data()) {
+    owed_ = {};
+    owed_from_ = reader_.bytes();
+    return;
+  }
+  owed_ += now - since;
+  const auto& limits = server_.options;
+  if (owed_ < limits.body_window) return;
+  const auto wanted = limits.body_bytes_per_second *
+                      static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(owed_).count()) /
+                      1000;
+  const auto came = reader_.bytes() - owed_from_;
+  owed_ = {};
+  owed_from_ = reader_.bytes();
+  if (came >= std::max<std::uint64_t>(wanted, 1)) return;
+  ++server_.totals.refused;
+  drop(Error{Errc::kUnavailable, "data that was announced comes too slowly"});
 }
 
 // ---- Reading
@@ -506,6 +623,7 @@ Task<void> Connection::greet() {
   if (!greeting) co_return fail(std::move(greeting).error());
   client_ = greeting->client + "@" + client_;
   greeted_ = true;
+  server_.greeted(id_);
   co_return {};
 }
 
@@ -513,11 +631,11 @@ Task<void> Connection::take_request(FrameHeader header) {
   if (header.call_id <= last_call_) co_return fail(Errc::kProtocol, "request with a call id that does not count up");
   if (slots_used_ >= server_.options.calls_max)
     co_return fail(Errc::kProtocol, "more than calls_max=" + std::to_string(server_.options.calls_max) + " calls");
-  rt::Semaphore::Lease budget;
-  if (header.message_bytes > 0) {
-    enter(Phase::kWaiting);
-    CO_TRY(budget, co_await server_.budget.acquire(header.message_bytes));
-  }
+  // The connection's own share first: who has it all waits for its own calls, and holds nothing of what others want.
+  enter(Phase::kWaiting);
+  const auto bytes = header.message_bytes + kCallBytes;
+  CO_TRY(auto share, co_await requests_.acquire(bytes));
+  CO_TRY(auto budget, co_await server_.budget.acquire(bytes));
   enter(Phase::kMessage);
   CO_TRY(auto request, co_await reader_.message(header));
   last_call_ = header.call_id;
@@ -531,6 +649,7 @@ Task<void> Connection::take_request(FrameHeader header) {
                                          CallImpl::Facts{.id = header.call_id,
                                                          .method = static_cast<wire::Method>(header.method),
                                                          .request = std::move(request),
+                                                         .share = std::move(share),
                                                          .budget = std::move(budget),
                                                          .client = client_,
                                                          .connection = id_});
@@ -626,6 +745,21 @@ void Connection::send_reply(std::uint64_t call_id, Result<std::string> result) {
     const bool stale = result.error().code == Errc::kStale && server_.stale_map;
     frame.kind = FrameKind::kError;
     frame.message = encode_error(result.error(), stale ? server_.stale_map() : std::string());
+  }
+  if (frame.message.size() > kSmallReplyBytes) {
+    auto share = replies_.try_acquire(frame.message.size());
+    auto memory = share ? server_.replies.try_acquire(frame.message.size()) : std::nullopt;
+    if (memory) {
+      frame.share = *std::move(share);
+      frame.memory = *std::move(memory);
+    } else {
+      ++server_.totals.busy;
+      frame.kind = FrameKind::kError;
+      frame.message =
+          encode_error({Errc::kUnavailable, share ? "replies that clients have not taken use all memory for them"
+                                                  : "replies that this client has not taken use all its memory"},
+                       {});
+    }
   }
   outbox_.push(std::move(frame));
 }

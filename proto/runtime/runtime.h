@@ -57,14 +57,28 @@ class ThreadOffload : public Offload {
 };
 std::unique_ptr<ThreadOffload> make_thread_offload(Loop& loop, int threads);
 
-/// One line per event on stderr, whole in one write: time=... level=... event=... key=value. Values are quoted and
-/// escaped where needed, and cut at 1,024 bytes.
+enum class LogFormat { kText, kJson };
+struct LogOptions {
+  Level min = Level::kInfo;
+  LogFormat format = LogFormat::kText;
+  std::uint32_t lines_per_second = 20;  // of one event, at least 1; more are counted, and the count is told
+};
+
+/// One line per event on stderr, whole in one write: time=... level=... event=... key=value, or the same pairs as a
+/// JSON object of strings. Values are quoted and escaped where needed, and cut at 1,024 bytes. Peers can cause an event
+/// as often as they like: beyond lines_per_second of one event only "log_held_back of=EVENT lines=N" is written.
 ///
 /// Threads: any.
-std::unique_ptr<Log> make_stderr_log(Level min);
+class ProcessLog : public Log {
+ public:
+  /// From now on.
+  virtual void set(LogOptions options) = 0;
+};
+std::unique_ptr<ProcessLog> make_stderr_log(LogOptions options);
 
 /// One line of such a log, without time; for tests and for other sinks.
-std::string log_line(Level level, std::string_view event, std::initializer_list<Field> fields);
+std::string log_line(Level level, std::string_view event, std::initializer_list<Field> fields,
+                     LogFormat format = LogFormat::kText);
 
 /// Whether nobody outside this machine can reach what listens there: unix sockets, 127.0.0.0/8, ::1, localhost.
 bool is_loopback(std::string_view address);
@@ -74,7 +88,7 @@ class RealRuntime {
  public:
   struct Options {
     int offload_threads = 2;        // 1 .. 64; blocking file work and name lookups
-    Level log_min = Level::kInfo;   //
+    Level log_min = Level::kInfo;   // of the default log
     std::unique_ptr<Log> log = {};  // default: stderr
   };
   static Result<std::unique_ptr<RealRuntime>> create(Options options);
@@ -84,11 +98,16 @@ class RealRuntime {
   ~RealRuntime();
 
   RealLoop& loop() { return *loop_; }
+  /// Of the default log; another one stays as it is.
+  void set_log(LogOptions options) {
+    if (process_log_ != nullptr) process_log_->set(options);
+  }
   Runtime seams() { return {*loop_, *random_, *net_, *offload_, *log_}; }
 
  private:
   RealRuntime() = default;
   std::unique_ptr<Log> log_;
+  ProcessLog* process_log_ = nullptr;  // the default one, which is log_
   std::unique_ptr<Random> random_;
   std::unique_ptr<ThreadOffload> offload_;
   std::unique_ptr<RealLoop> loop_;  // its last jobs may still submit work

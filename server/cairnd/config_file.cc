@@ -241,7 +241,8 @@ std::string print_config(const CairndOptions& given) {
     if (option.key == "memory")
       out += "# Of " + bytes_text(options.memory_bytes) + ": " + bytes_text(shares.units * kUnitBytes) + " buffers, " +
              bytes_text(shares.merge_bytes) + " merges, " + bytes_text(shares.index_bytes) + " index, " +
-             bytes_text(shares.message_bytes) + " messages; the rest is everything else.\n";
+             bytes_text(shares.message_bytes) + " messages, " + std::to_string(shares.connections) +
+             " connections; the rest is everything else.\n";
     out += (value == fallback ? "#" : "") + std::string(name_of(option.key)) + " = " + value + "\n";
   }
   return out;

@@ -49,19 +49,25 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is an error of the write, which fails the target
   raise_file_limit();
 
-  auto real = rt::RealRuntime::create({.log_min = configured.options.log_level});
+  auto real = rt::RealRuntime::create();
   if (!real) {
     tell(real.error());
     return exit_code(real.error().code);
   }
+  (*real)->set_log(server::log_options(configured.options));
   auto& loop = (*real)->loop();
+  server::Hangup hangup{.arrived = rt::Signal(loop), .configure = [&line] { return server::configure(line); }};
   rt::OneShot<bool> stop(loop);
   bool stopping = false;
-  const auto watch = loop.watch_signals({SIGTERM, SIGINT}, [&](int) {
+  const auto watch = loop.watch_signals({SIGTERM, SIGINT, SIGHUP}, [&](int number) {
+    if (number == SIGHUP) {
+      hangup.pending = true;
+      return hangup.arrived.notify_all();
+    }
     if (std::exchange(stopping, true)) std::_Exit(1);
     stop.setter().set(true);
   });
-  if (auto served = rt::run(loop, server::serve(**real, configured.options, stop)); !served) {
+  if (auto served = rt::run(loop, server::serve(**real, configured.options, stop, hangup)); !served) {
     tell(served.error());
     return exit_code(served.error().code);
   }

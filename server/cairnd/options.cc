@@ -20,6 +20,7 @@ using Kind = Option::Kind;
 using Values = std::vector<std::string>;
 
 constexpr std::size_t kDirectoriesMax = 64;
+constexpr std::uint64_t kConnectionBytes = 16 * kKiB;  // of an idle one; measured: 13.2 KiB
 constexpr auto kYear = std::chrono::hours(24 * 365);
 
 Failure not_a(const std::string& value, std::string_view what, const std::string& allowed) {
@@ -210,9 +211,38 @@ std::vector<Option> make_table() {
                          {"warning", rt::Level::kWarning},
                          {"error", rt::Level::kError}},
                         "Least level of the lines on stderr"),
+      choice<rt::LogFormat>("log.format", &O::log_format, kLive,
+                            {{"text", rt::LogFormat::kText}, {"json", rt::LogFormat::kJson}},
+                            "Lines of key=value pairs, or of JSON objects"),
+      count("log.lines", &O::log_lines, 1, 1'000'000, kLive,
+            "Lines a second of one event; what is held back is counted, and the count is logged"),
+
+      // ---- [limits]: what a peer may take. Sizes of frames are the protocol's.
+      count("limits.connections", &O::connections, 1, 1'000'000, kLive,
+            "Client connections together; fewer when the budget of memory or the limit of open files allows less"),
+      count("limits.connections_per_peer", &O::connections_per_peer, 1, 1'000'000, kLive,
+            "Client connections of one address, or of one user on the unix socket"),
+      count("limits.connections_unknown", &O::connections_unknown, 1, 1'000'000, kLive,
+            "Client connections that have not said who they are; beyond it the oldest is closed"),
+      duration("limits.handshake", &O::handshake, milliseconds(100), kYear, kLive,
+               "From the connection to the end of its hello"),
+      duration("limits.header", &O::header, milliseconds(100), kYear, kLive,
+               "From the first byte of a message to its end"),
+      duration("limits.idle", &O::idle, seconds(10), kYear, kLive,
+               "Without any byte; clients give a sign of life every 5s"),
+      bytes("limits.body_rate", &O::body_rate, 0, kGiB, kLive,
+            "Bytes a second, averaged over body_window, that a peer must send when it owes data, and take when it is "
+            "sent some"),
+      duration("limits.body_window", &O::body_window, seconds(1), kYear, kLive, "See body_rate"),
+      bytes("limits.connection_bytes", &O::connection_bytes, 2 * kMiB, 1024 * kGiB, kLive,
+            "Requests under way and replies not taken of one connection, each; at most a quarter of the memory for "
+            "messages"),
+      count("limits.http_connections", &O::http_connections, 1, 100'000, kStart,
+            "Connections of the http port; beyond it the oldest that waits for a request is closed"),
+      bytes("limits.http_head", &O::http_head, kKiB, kMiB, kStart, "Bytes of the head of an http request"),
 
       // ---- [rank]: ranks of a save
-      duration("rank.silence", &O::rank_silence, milliseconds(100), kYear, kLive,
+      duration("rank.silence", &O::rank_silence, milliseconds(100), kYear, kStart,
                "After which a rank that has not sealed and says nothing fails its save for all ranks"),
 
       // ---- [reader]
@@ -224,7 +254,7 @@ std::vector<Option> make_table() {
             "Steps and objects that may be open for reading by one connection"),
 
       // ---- [retention]
-      duration("retention.interval", &O::retention_interval, seconds(1), kYear, kStart,
+      duration("retention.interval", &O::retention_interval, seconds(1), kYear, kLive,
                "Between looks for steps that no rule of their bucket keeps"),
 
       // ---- [garbage]
@@ -253,7 +283,9 @@ MemoryShares memory_shares(const CairndOptions& options) {
   return {.units = static_cast<std::size_t>(memory / 2 / kUnitBytes),
           .index_bytes = std::clamp<std::uint64_t>(memory / 8, 8 * kMiB, 512 * kMiB),
           .message_bytes = std::clamp<std::uint64_t>(memory / 16, 4 * kMiB, 64 * kMiB),
-          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB)};
+          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB),
+          .connections = static_cast<std::uint32_t>(
+              std::min<std::uint64_t>({memory / 8 / kConnectionBytes, options.connections}))};
 }
 
 Result<void> check_listen(const CairndOptions& options, const std::string& address) {

@@ -36,6 +36,21 @@ struct CairndOptions {
   storage::IoBackend io = storage::IoBackend::kAuto;
 
   rt::Level log_level = rt::Level::kInfo;
+  rt::LogFormat log_format = rt::LogFormat::kText;
+  std::uint32_t log_lines = 20;  // a second, of one event
+
+  // A peer on the client port; the http port has its own, in server/http.
+  std::uint32_t connections = 16384;
+  std::uint32_t connections_per_peer = 1024;
+  std::uint32_t connections_unknown = 1024;
+  rt::Duration handshake = std::chrono::seconds(5);
+  rt::Duration header = std::chrono::seconds(10);
+  rt::Duration idle = std::chrono::seconds(60);
+  std::uint64_t body_rate = 64 * kKiB;  // bytes a second
+  rt::Duration body_window = std::chrono::seconds(30);
+  std::uint64_t connection_bytes = 64 * kMiB;
+  std::uint32_t http_connections = 64;
+  std::uint64_t http_head = 8 * kKiB;
 
   rt::Duration rank_silence = std::chrono::seconds(30);
   rt::Duration reader_ttl = std::chrono::seconds(60);
@@ -72,6 +87,7 @@ struct MemoryShares {
   std::uint64_t index_bytes;    // RocksDB: blocks, tables in memory
   std::uint64_t message_bytes;  // requests and replies under way
   std::uint64_t merge_bytes;    // manifests being merged
+  std::uint32_t connections;    // as many as an eighth of the budget holds
 };
 MemoryShares memory_shares(const CairndOptions& options);
 

@@ -22,10 +22,23 @@ namespace {
 constexpr auto kCloseMax = std::chrono::seconds(60);
 constexpr std::size_t kFilesKept = 512;  // of the index, segments and ourselves
 
-std::uint32_t connections_max() {
+/// What descriptors allow: the limit that was left to us decides how many connections are taken.
+std::uint32_t connections_max(std::uint32_t wanted) {
   rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kFilesKept) return 64;
-  return static_cast<std::uint32_t>(std::min<rlim_t>(limit.rlim_cur - kFilesKept, 16'384));
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur <= 2 * kFilesKept) return std::min(wanted, 64u);
+  return static_cast<std::uint32_t>(std::min<rlim_t>(limit.rlim_cur - kFilesKept, wanted));
+}
+
+rpc::Server::Limits limits_of(const CairndOptions& options) {
+  return {.connections_max = connections_max(memory_shares(options).connections),
+          .connections_per_peer = options.connections_per_peer,
+          .connections_unknown = options.connections_unknown,
+          .handshake_max = options.handshake,
+          .header_max = options.header,
+          .idle_max = options.idle,
+          .body_bytes_per_second = options.body_rate,
+          .body_window = options.body_window,
+          .connection_bytes_max = options.connection_bytes};
 }
 
 std::string process_metrics() {
@@ -45,6 +58,12 @@ std::string process_metrics() {
   out.gauge("cairn_process_resident_max_bytes", "Highest resident memory of the daemon since it started.",
             static_cast<std::uint64_t>(usage.ru_maxrss) * 1024);
   return out.text();
+}
+
+std::string joined(const std::vector<std::string>& values) {
+  std::string out;
+  for (const auto& value : values) out += (out.empty() ? "" : ", ") + value;
+  return out;
 }
 
 Result<std::unique_ptr<rt::Listener>> listen_on(rt::Net& net, const CairndOptions& options, const std::string& flag,
@@ -99,13 +118,58 @@ HttpReply answer_http(const Stack& stack, const std::string& path) {
   return {.status = 404, .type = "text/plain", .body = "not here; try /healthz, /readyz or /metrics\n"};
 }
 
+/// Brings the running parts in line with options that may change while they run.
+void apply(rt::RealRuntime& real, const Stack& stack, const CairndOptions& options) {
+  real.set_log(log_options(options));
+  stack.rpc->set(limits_of(options));
+  stack.daemon->set({.garbage_grace = options.garbage_grace,
+                     .garbage_interval = options.garbage_interval,
+                     .retention_interval = options.retention_interval});
+}
+
+/// Takes over what may change at once and says so; a configuration with any mistake changes nothing.
+void reload(rt::RealRuntime& real, const Stack& stack, CairndOptions& current, const Configured& next) {
+  auto& log = real.seams().log;
+  for (const auto& mistake : next.mistakes)
+    log.write(rt::Level::kError, "config_mistake", {{"error", mistake.message}});
+  if (!next.mistakes.empty()) {
+    log.write(rt::Level::kError, "config_kept",
+              {{"mistakes", std::to_string(next.mistakes.size())}, {"effect", "nothing has changed"}});
+    return;
+  }
+  int changed = 0;
+  for (const auto& option : option_table()) {
+    const auto before = option.get(current), after = option.get(next.options);
+    if (before == after) continue;
+    ++changed;
+    const bool live = option.when == Option::When::kLive;
+    if (live) (void)option.set(current, after);
+    log.write(live ? rt::Level::kInfo : rt::Level::kWarning, live ? "config_changed" : "config_needs_restart",
+              {{"key", std::string(option.key)}, {"before", joined(before)}, {"after", joined(after)}});
+  }
+  apply(real, stack, current);
+  log.write(rt::Level::kInfo, "config_read", {{"changed", std::to_string(changed)}});
+}
+
+Task<void> reload_at_hangup(rt::RealRuntime& real, const Stack& stack, CairndOptions current, Hangup& hangup) {
+  for (;;) {
+    while (!hangup.pending) co_await hangup.arrived.wait();
+    hangup.pending = false;
+    reload(real, stack, current, hangup.configure());
+  }
+}
+
 }  // namespace
 
-Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>& stop) {
+rt::LogOptions log_options(const CairndOptions& options) {
+  return {.min = options.log_level, .format = options.log_format, .lines_per_second = options.log_lines};
+}
+
+Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>& stop, Hangup& hangup) {
   const auto runtime = real.seams();
   CO_TRY(const auto faults, planted_faults());
   const auto shares = memory_shares(options);
-  if (options.node.empty()) options.node = host_name();
+  const auto node = options.node.empty() ? host_name() : options.node;
 
   // First what can be refused without having touched the directory.
   CO_TRY(auto tcp, listen_on(runtime.net, options, "--listen", options.listen));
@@ -120,7 +184,7 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   CO_TRY(auto local, listen_unix(runtime, options));
 
   Daemon::Options daemon_options;
-  daemon_options.node = options.node;
+  daemon_options.node = node;
   daemon_options.addresses = {address};
   daemon_options.checkpoints.rank_silence_max = options.rank_silence;
   daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
@@ -138,26 +202,30 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   stack.daemon = *std::move(daemon);
 
   rpc::Server::Options rpc_options;
-  rpc_options.node = options.node;
+  static_cast<rpc::Server::Limits&>(rpc_options) = limits_of(options);
+  rpc_options.node = node;
   rpc_options.cluster = stack.daemon->cluster();
   rpc_options.host = rt::boot_id();
-  rpc_options.connections_max = connections_max();
   rpc_options.message_budget_bytes = shares.message_bytes;
   if (local) rpc_options.unix_socket = local->address().substr(std::string_view("unix:").size());
   stack.rpc =
       rpc::Server::create(runtime, *stack.units, rpc_options, stack.daemon->handler(), stack.daemon->stale_map());
   stack.rpc->serve(std::move(tcp));
   if (local) stack.rpc->serve(std::move(local));
-  stack.http = HttpServer::create(runtime, [&stack](const std::string& path) { return answer_http(stack, path); });
+  stack.http = HttpServer::create(
+      runtime, [&stack](const std::string& path) { return answer_http(stack, path); },
+      {.connections_max = options.http_connections, .head_bytes_max = static_cast<std::uint32_t>(options.http_head)});
   stack.http->serve(std::move(http));
-  std::printf("cairnd ready listen=%s http=%s node=%s\n", address.c_str(), http_address.c_str(), options.node.c_str());
+  std::printf("cairnd ready listen=%s http=%s node=%s\n", address.c_str(), http_address.c_str(), node.c_str());
   std::fflush(stdout);
-  runtime.log.write(rt::Level::kInfo, "cairnd_ready",
-                    {{"listen", address},
-                     {"disk", stack.targets.all().front().target->disk().description()},
-                     {"node", options.node}});
+  runtime.log.write(
+      rt::Level::kInfo, "cairnd_ready",
+      {{"listen", address}, {"disk", stack.targets.all().front().target->disk().description()}, {"node", node}});
 
+  rt::Scope reloads(runtime.loop);
+  reloads.spawn(reload_at_hangup(real, stack, options, hangup));
   co_await stop;
+  reloads.cancel();
   runtime.log.write(rt::Level::kInfo, "cairnd_stopping", {});
   stack.daemon->drain();
   CO_CHECK_OK(co_await stack.rpc->close(runtime.loop.now() + kCloseMax));

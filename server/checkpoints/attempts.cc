@@ -52,6 +52,8 @@ Result<void> check_joins(const wire::Begin& begin, const records::Attempt& attem
   return {};
 }
 
+constexpr std::uint64_t kManifestBytesMax = 256 * kMiB;  // of one rank
+
 Result<void> check_seal(const wire::Seal& seal, const OwnerId& owner, const std::string& what) {
   if (seal.digest().size() != 32)
     return fail(Errc::kInvalid, what + ": digest of " + std::to_string(seal.digest().size()) + " bytes, not 32");
@@ -66,6 +68,9 @@ Result<void> check_seal(const wire::Seal& seal, const OwnerId& owner, const std:
   if (bytes != seal.manifest_bytes() || bytes == 0)
     return fail(Errc::kInvalid, what + ": chunks of " + std::to_string(bytes) + " bytes for a manifest of " +
                                     std::to_string(seal.manifest_bytes()));
+  if (bytes > kManifestBytesMax)
+    return fail(Errc::kInvalid, what + ": a manifest of " + std::to_string(bytes) + " bytes, more than " +
+                                    std::to_string(kManifestBytesMax));
   return {};
 }
 
@@ -171,6 +176,15 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
     CO_TRY(const auto owner, owner_from(attempt.value.owner()));
     if (!find_live(owner) && ends != ends_) continue;  // it may have ended meanwhile
     live = ensure_live(attempt.value, bucket, run_name);
+    if (!attempt.exists())
+      runtime_.log.write(rt::Level::kInfo, "checkpoints_attempt_begun",
+                         {{"bucket", bucket},
+                          {"run", run_name},
+                          {"step", std::to_string(request.step())},
+                          {"owner", owner.hex()},
+                          {"world_size", std::to_string(request.world_size())},
+                          {"rank", std::to_string(request.rank())},
+                          {"launch", printable(text(request.launch()))}});
     break;
   }
 

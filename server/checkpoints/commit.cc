@@ -84,7 +84,10 @@ Task<void> Checkpoints::merge_and_commit(LivePtr live) {
   if (outcome) {
     ++stats_.committed;
     runtime_.log.write(rt::Level::kInfo, "checkpoints_committed",
-                       {{"bucket", live->bucket}, {"run", live->run}, {"step", std::to_string(live->step)}});
+                       {{"bucket", live->bucket},
+                        {"run", live->run},
+                        {"step", std::to_string(live->step)},
+                        {"owner", live->owner.hex()}});
     end(live);
     if (on_change_) on_change_(live->bucket, live->run);
     co_return {};

@@ -49,6 +49,7 @@ class Retention {
   /// Policies have changed: looks at all runs.
   void look_at_all();
 
+  void set_interval(rt::Duration interval) { options_.interval = interval; }
   /// For ever.
   Task<void> run();
 

@@ -269,8 +269,13 @@ Task<void> Checkpoints::fail_attempt(LivePtr live, Error why) {
     if (!done) co_return fail(std::move(done).error());
     ++stats_.failed;
     failed_[live->owner] = runtime_.loop.now() + options_.failed_kept;
-    runtime_.log.write(rt::Level::kInfo, "checkpoints_attempt_failed",
-                       {{"owner", live->owner.hex()}, {"error", why.message}});
+    runtime_.log.write(rt::Level::kWarning, "checkpoints_attempt_failed",
+                       {{"bucket", live->bucket},
+                        {"run", live->run},
+                        {"step", std::to_string(live->step)},
+                        {"owner", live->owner.hex()},
+                        {"code", std::string(name_of(why.code))},
+                        {"error", why.message}});
     break;
   }
   end(live);

@@ -106,6 +106,10 @@ class DaemonImpl final : public Daemon {
   }
   std::string metrics(const rpc::Server::Stats& rpc) const override;
 
+  void set(const Paces& paces) override {
+    garbage_->set(paces.garbage_grace, paces.garbage_interval);
+    retention_.set_interval(paces.retention_interval);
+  }
   void drain() override { checkpoints_.drain(); }
   Task<void> close() override {
     CO_CHECK_OK(co_await records_calls_.join());
@@ -407,6 +411,9 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.counter("cairn_rpc_calls_total", "Calls received.", rpc.calls_total);
   out.counter("cairn_rpc_received_bytes_total", "Bytes received.", rpc.bytes_received);
   out.counter("cairn_rpc_sent_bytes_total", "Bytes sent.", rpc.bytes_sent);
+  out.counter("cairn_rpc_refused_total", "Connections closed for a limit of their number, of time or of pace.",
+              rpc.refused);
+  out.counter("cairn_rpc_replies_dropped_total", "Replies for which there was no memory.", rpc.busy);
   out.counter("cairn_rpc_protocol_errors_total", "Connections closed because the peer broke a rule.",
               rpc.protocol_errors);
   return out.text();

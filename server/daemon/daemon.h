@@ -80,6 +80,12 @@ class Daemon {
   };
   virtual Stats stats() const = 0;
 
+  /// What can change while it runs; waits under way keep their length.
+  struct Paces {
+    rt::Duration garbage_grace, garbage_interval, retention_interval;
+  };
+  virtual void set(const Paces& paces) = 0;
+
   virtual void drain() = 0;
   /// Waits for record calls that their callers gave up, ends background work. Then the targets may be closed.
   virtual Task<void> close() = 0;

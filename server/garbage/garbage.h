@@ -32,6 +32,10 @@ class Garbage {
   Garbage(rt::Runtime runtime, Chunks& chunks, Liveness& liveness, Options options)
       : runtime_(runtime), chunks_(chunks), liveness_(liveness), options_(options) {}
 
+  void set(rt::Duration grace, rt::Duration interval) {
+    options_.grace = grace;
+    options_.interval = interval;
+  }
   /// Pass after pass, for ever.
   Task<void> run();
   Task<void> pass();

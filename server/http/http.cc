@@ -70,15 +70,30 @@ class ServerImpl final : public HttpServer {
   Stats stats() const override { return {.connections = connections_, .requests_total = requests_}; }
 
  private:
+  struct Peer {
+    rt::Stream* stream;
+    bool reading = true;  // waits for a request
+    bool closed = false;  // to make room
+  };
+
   Task<void> accept_from(rt::Listener& listener) {
     for (;;) {
-      while (connections_ >= options_.connections_max) co_await changed_.wait();
       auto stream = co_await listener.accept();
       if (!stream) {
         rt_.log.write(rt::Level::kError, "http_accept_failed",
                       {{"address", listener.address()}, {"reason", stream.error().message}});
         co_await rt_.loop.sleep(std::chrono::seconds(1));
         continue;
+      }
+      while (connections_ >= options_.connections_max) {
+        // Who is still writing a request, or thinks about the next one, makes room, the oldest first; who is being
+        // answered does not.
+        const auto idle = std::ranges::find_if(streams_, [](const Peer* p) { return p->reading && !p->closed; });
+        if (idle != streams_.end()) {
+          (*idle)->closed = true;
+          (*idle)->stream->close();
+        }
+        co_await changed_.wait();
       }
       // A peer that goes away or says nonsense is no event of ours.
       tasks_.spawn(converse(*std::move(stream)), [](const Result<void>&) {});
@@ -88,17 +103,24 @@ class ServerImpl final : public HttpServer {
   Task<void> converse(std::unique_ptr<rt::Stream> stream) {
     struct Counted {
       ServerImpl& server;
-      explicit Counted(ServerImpl& s) : server(s) { ++server.connections_; }
+      Peer peer;
+      std::list<Peer*>::iterator self;
+      Counted(ServerImpl& s, rt::Stream& stream) : server(s), peer{&stream} {
+        ++server.connections_;
+        self = server.streams_.insert(server.streams_.end(), &peer);
+      }
       Counted(const Counted&) = delete;
       ~Counted() {
         --server.connections_;
+        server.streams_.erase(self);
         server.changed_.notify_all();
       }
-    } counted(*this);
+    } counted(*this, *stream);
     std::string buffer;  // at most head_bytes_max
     for (bool more = true; more;) {
       auto head = co_await rt::with_deadline(rt_.loop, rt_.loop.now() + options_.head_max, read_head(*stream, buffer),
                                              "request head");
+      counted.peer.reading = false;
       HttpRequest request;
       if (head) {
         request = parse_http_head(std::string_view(buffer).substr(0, *head));
@@ -118,6 +140,7 @@ class ServerImpl final : public HttpServer {
       if (request.method != "HEAD") pieces.push_back(bytes_of(reply.body));
       CO_CHECK_OK(co_await rt::with_deadline(rt_.loop, rt_.loop.now() + options_.write_max,
                                              stream->write_all(std::move(pieces)), "reply"));
+      counted.peer.reading = true;
     }
     co_return {};
   }
@@ -145,6 +168,7 @@ class ServerImpl final : public HttpServer {
   const Options options_;
   const Answer answer_;
   std::list<std::unique_ptr<rt::Listener>> listeners_;
+  std::list<Peer*> streams_;  // in the order of arrival
   std::uint64_t connections_ = 0, requests_ = 0;
   rt::Signal changed_;
   rt::Scope tasks_;  // last: its coroutines use all of the above

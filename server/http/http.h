@@ -26,7 +26,7 @@ struct HttpReply {
 class HttpServer {
  public:
   struct Options {
-    std::uint32_t connections_max = 64;                // more wait to be accepted
+    std::uint32_t connections_max = 64;                // who has sent no whole request makes room, oldest first
     std::uint32_t head_bytes_max = 8 * kKiB;           //
     rt::Duration head_max = std::chrono::seconds(5);   // from the connection or the last reply to the head's end
     rt::Duration write_max = std::chrono::seconds(5);  // to take a reply

@@ -3,6 +3,7 @@
 
     BIN=build/release/bin tests/integration/cairnd_test.py [-v] [Cairnd.test_name]
 """
+import json
 import os
 import pathlib
 import re
@@ -168,6 +169,47 @@ class Cairnd(unittest.TestCase):
         self.assertFalse((self.dir / "data2").exists())
         self.refused("--config", self.dir / "none.toml", "--data", self.dir / "data2", code=2, says="No such file")
         self.assertFalse((self.dir / "data2").exists())
+
+    def test_sighup_takes_over_what_can_change_and_a_broken_file_changes_nothing(self):
+        file = self.dir / "cairnd.toml"
+        common = f'data = ["{self.dir}/data"]\nlisten = "127.0.0.1:0"\nhttp = "127.0.0.1:0"\n'
+        file.write_text(common)
+        daemon = Daemon(None, "--config", file, "--log-lines", "1000")
+        self.daemons.append(daemon)
+
+        def hangup(text, until):
+            """Sends SIGHUP and returns the lines that the log has gained."""
+            before = len(daemon.text())
+            file.write_text(text)
+            daemon.process.send_signal(signal.SIGHUP)
+            while until not in daemon.text()[before:]:
+                self.assertIsNone(daemon.process.poll(), daemon.text())
+                time.sleep(0.01)
+            return daemon.text()[before:]
+
+        said = hangup(common + 'node = "other"\n[log]\nlevel = "debug"\nlines = 7\n[limits]\nconnections_per_peer = 1\n',
+                      "event=config_read")
+        self.assertIn("event=config_changed key=log.level before=info after=debug", said)
+        self.assertIn("event=config_changed key=limits.connections_per_peer before=1024 after=1", said)
+        self.assertIn('event=config_needs_restart key=node before="" after=other', said)
+        self.assertNotIn("log.lines", said)  # the flag overrides it
+        self.assertIn("changed=3", said)
+        # It holds at once: the second connection of one address is refused.
+        host, port = daemon.fields["listen"].rsplit(":", 1)
+        with socket.create_connection((host, int(port))), socket.create_connection((host, int(port))) as second:
+            self.assertEqual(second.recv(1), b"")
+        # A broken file changes nothing, and says so.
+        said = hangup(common + "[log]\nlevel = 'loud'\nnonsense = 1\n", "event=config_kept")
+        self.assertEqual(said.count("event=config_mistake"), 2)
+        self.assertNotIn("config_changed", said)
+        said = hangup(common, "event=config_read")
+        self.assertIn("event=config_changed key=log.level before=debug after=info", said)
+        self.cairn(daemon, "bucket", "create", "b")
+        # JSON from the next line on.
+        hangup(common + "[log]\nformat = 'json'\n", "config_read")
+        self.assertEqual(daemon.stop(), 0)
+        last = json.loads(daemon.text().splitlines()[-1])
+        self.assertEqual((last["event"], last["level"]), ("cairnd_stopped", "info"))
 
     def test_other_addresses_than_loopback_need_the_flag(self):
         for address in ("0.0.0.0:0", "[::]:0"):

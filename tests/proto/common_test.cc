@@ -1,9 +1,14 @@
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <fstream>
+#include <string>
+#include <vector>
 
 #include "proto/common/buffer.h"
 #include "proto/common/checksum.h"
 #include "proto/common/ids.h"
 #include "proto/common/quantity.h"
+#include "proto/common/result.h"
 #include "proto/common/text.h"
 
 using namespace cairn;
@@ -83,4 +88,27 @@ TEST_CASE("quantity: sizes and durations are exact, and what is printed is read 
         nanoseconds(hours(24 * 365)), nanoseconds(milliseconds(90'001))})
     CHECK(parse_duration(duration_text(d)) == d);
   CHECK(duration_text(minutes(10)) == "10m");
+}
+
+TEST_CASE("errors: docs/errors.md has a row for every code, with its number and exit code", "[common]") {
+  std::ifstream file(CAIRN_SOURCE_DIR "/docs/errors.md");
+  REQUIRE(file);
+  std::vector<std::string> rows;
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("| `")) rows.push_back(line);
+  int codes = 0;
+  for (int number = 1; name_of(static_cast<Errc>(number)) != name_of(static_cast<Errc>(0)); ++number, ++codes) {
+    const auto code = static_cast<Errc>(number);
+    const auto begin = "| `" + std::string(name_of(code)) + "` | " + std::to_string(number) + " | " +
+                       std::to_string(exit_code(code)) + " | ";
+    INFO("wanted: " << begin << "yes|ask|no | meaning | cause and action |");
+    REQUIRE(static_cast<std::size_t>(codes) < rows.size());
+    const auto& row = rows[static_cast<std::size_t>(codes)];
+    CHECK(row.starts_with(begin));
+    CHECK(std::ranges::count(row, '|') == 7);
+    const auto rest = row.substr(std::min(begin.size(), row.size()));
+    CHECK((rest.starts_with("yes | ") || rest.starts_with("ask | ") || rest.starts_with("no | ")));
+  }
+  CHECK(codes >= 18);
+  CHECK(rows.size() == static_cast<std::size_t>(codes));
 }

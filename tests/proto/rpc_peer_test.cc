@@ -273,9 +273,135 @@ TEST_CASE("rpc server: at the limit of connections those that have not greeted m
   }
 }
 
+TEST_CASE("rpc server: too many that have not greeted, and too many of one peer, make room or go", "[rpc][sim]") {
+  auto options = server_options();
+  SECTION("the oldest of the unknown goes first, whoever has greeted stays") {
+    options.connections_unknown = 2;
+    Hostile f(options);
+    const auto first = f.greeted();
+    const auto oldest = f.dial(), younger = f.dial();
+    f.world.run_for(100ms);
+    CHECK(f.server->stats().connections == 3);
+    const auto start = f.world.now();
+    const auto newcomer = f.greeted();
+    CHECK(f.run(oldest->until_end()));
+    CHECK(f.world.now() - start < 1s);
+    CHECK(f.server->stats().refused == 1);
+    CHECK(f.server->stats().connections == 3);
+    REQUIRE(f.run(first->send(f.request(1, Method::kMap, "x"))));
+    CHECK(f.run(first->receive())->message == "echo x");
+  }
+  SECTION("of one peer") {
+    options.connections_per_peer = 3;
+    Hostile f(options);
+    const auto first = f.greeted(), second = f.greeted();
+    const auto silent = f.dial();
+    const auto third = f.greeted();  // in place of `silent`
+    CHECK(f.run(silent->until_end()));
+    const auto fourth = f.dial();
+    CHECK(f.run(fourth->until_end()));
+    CHECK(f.server->stats().connections == 3);
+    second->stream->close();
+    f.world.run_for(1s);
+    const auto fifth = f.greeted();  // its place is free again
+    // The limit can change while the server runs.
+    auto more = options;
+    more.connections_per_peer = 4;
+    f.server->set(more);
+    const auto sixth = f.greeted();
+    CHECK(f.server->stats().connections == 4);
+  }
+}
+
+TEST_CASE("rpc server: data that was announced must come, unless it waits for the server", "[rpc][sim]") {
+  auto options = server_options();
+  options.body_bytes_per_second = 1000;
+  options.body_window = 20s;
+  options.idle_max = 24h;
+  Hostile f(options);
+  SECTION("a call whose data never comes, with pings all the time") {
+    const auto peer = f.greeted();
+    REQUIRE(f.run(peer->send(f.request(1, Method::kPutChunk, "4000"))));
+    for (int i = 0; i < 30 && f.server->stats().connections > 0; ++i) {
+      (void)f.run(peer->send(RawPeer::frame({.kind = FrameKind::kPing})));
+      f.world.run_for(1s);
+      CHECK((i > 15 || f.server->stats().connections == 1));
+    }
+  }
+  SECTION("a payload in drips") {
+    const auto peer = f.greeted();
+    const auto frames = f.request(1, Method::kPutChunk, "4000") + f.data(1, "0", std::string(4000, 'x'));
+    REQUIRE(f.run(peer->send(frames.substr(0, 120))));
+    for (std::size_t at = 120; at < frames.size() && f.server->stats().connections > 0; at += 100) {
+      f.world.run_for(1s);
+      (void)f.run(peer->send(frames.substr(at, 100)));
+    }
+    CHECK(f.service.running == 0);
+  }
+  SECTION("fast enough is not cut off, however long it takes") {
+    const auto peer = f.greeted();
+    std::string frames = f.request(1, Method::kPutChunk, "40000");
+    for (int i = 0; i < 10; ++i) frames += f.data(1, std::to_string(i * 4000), std::string(4000, 'x'));
+    for (std::size_t at = 0; at + 500 < frames.size(); at += 500) {  // 1100 bytes a second
+      REQUIRE(f.run(peer->send(frames.substr(at, 500))));
+      f.world.run_for(400ms);
+    }
+    CHECK(f.server->stats().connections == 1);
+    peer->stream->close();
+  }
+  SECTION("replies in drips") {
+    const auto peer = f.greeted();
+    REQUIRE(f.run(peer->send(f.request(1, Method::kMap, std::string(600'000, 'x')))));
+    f.world.run_for(22s);
+    CHECK(f.server->stats().connections == 1);  // 600 kB may take 600 s at this rate
+    options.body_bytes_per_second = 64 * kKiB;
+    f.server->set(options);
+    f.world.run_for(2s);
+    CHECK(f.server->stats().connections == 0);
+  }
+  f.settle();
+  CHECK(f.server->stats().connections == 0);
+  CHECK(f.pool->available() == f.pool->units());
+}
+
+TEST_CASE("rpc server: replies that are not taken stay inside their budget; beyond it they are unavailable",
+          "[rpc][sim]") {
+  auto options = server_options();
+  options.message_budget_bytes = 8 * wire::kMessageBytesMax;
+  options.connection_bytes_max = 2 * wire::kMessageBytesMax;
+  Hostile f(options);
+  const std::string large(500'000, 'x');
+  const auto greedy = f.greeted();
+  std::string requests;
+  for (std::uint64_t i = 1; i <= 12; ++i) requests += f.request(i, Method::kMap, large);
+  REQUIRE(f.run(greedy->send(requests)));
+  f.world.run_for(1s);
+  CHECK(f.server->stats().busy > 0);
+  // Another one is served meanwhile.
+  const auto honest = f.greeted();
+  REQUIRE(f.run(honest->send(f.request(1, Method::kMap, "x"))));
+  CHECK(f.run(honest->receive())->message == "echo x");
+  // What it takes in the end is whole, or says that it is not.
+  int whole = 0, busy = 0;
+  for (int i = 0; i < 12; ++i) {
+    const auto frame = f.run(greedy->receive());
+    REQUIRE(frame);
+    if (frame->header.kind == FrameKind::kReply)
+      whole += frame->message == "echo " + large ? 1 : 0;
+    else
+      busy += rpc::decode_error(frame->message)->error.code == Errc::kUnavailable ? 1 : 0;
+  }
+  CHECK(whole + busy == 12);
+  CHECK(busy > 0);
+  CHECK(whole > 2);
+  // All of it has come back.
+  REQUIRE(f.run(greedy->send(f.request(13, Method::kMap, large))));
+  CHECK(f.run(greedy->receive())->message == "echo " + large);
+}
+
 TEST_CASE("rpc server: requests share a budget and wait for it", "[rpc][sim]") {
   auto options = server_options();
-  options.message_budget_bytes = 2 * wire::kMessageBytesMax;
+  options.message_budget_bytes = 2 * wire::kMessageBytesMax + 4 * kKiB;  // and what two calls cost
   Hostile f(options);
   const std::string large(wire::kMessageBytesMax, ' ');
   std::vector<std::unique_ptr<RawPeer>> peers;

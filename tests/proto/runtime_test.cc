@@ -5,12 +5,16 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <nlohmann/json.hpp>
+#include <random>
 #include <set>
 #include <thread>
 
 #include "proto/common/buffer.h"
+#include "proto/common/text.h"
 #include "proto/common/units.h"
 #include "proto/rt/offload.h"
 #include "proto/runtime/runtime.h"
@@ -484,6 +488,73 @@ TEST_CASE("log: hostile values stay on one line and inside their quotes", "[runt
   CHECK(log_line(Level::kWarning, "e", {{"a", "q\"\\\n\x1b[2J level=error"}}) ==
         "level=warning event=e a=\"q\\\"\\\\\\n\\x1b[2J level=error\"");
   CHECK(log_line(Level::kInfo, "e", {{"a", std::string(5000, 'x')}}).size() < 1100);
+}
+
+TEST_CASE("log: a JSON line is JSON, whatever the values are", "[runtime]") {
+  std::mt19937_64 random(7);
+  std::vector<std::string> values = {"",
+                                     "plain",
+                                     "q\"\\/\b\f\n\r\t",
+                                     std::string("\0\x01\x1f\x7f", 4),
+                                     "\xff\xc3",
+                                     "\xed\xa0\x80",
+                                     "\xc3\xa9\xf0\x9f\x98\x80",
+                                     "\xe2\x80\xa8",
+                                     std::string(5000, '\xe2')};
+  for (int i = 0; i < 2000; ++i) {
+    std::string any(random() % 40, '\0');
+    for (auto& c : any) c = static_cast<char>(random());
+    values.push_back(std::move(any));
+  }
+  for (const auto& value : values) {
+    const auto line = log_line(Level::kInfo, "e", {{"a", value}, {"b", "x"}}, LogFormat::kJson);
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    REQUIRE(json.is_object());
+    CHECK(json.size() == 4);
+    CHECK(json["level"] == "info");
+    CHECK(json["b"] == "x");
+    CHECK(std::ranges::none_of(line, [](unsigned char c) { return c < 0x20 || c == 0x7f; }));
+    if (valid_utf8(value) && value.size() <= 1024) CHECK(json["a"] == value);
+    // As text it is one line, and the quotes end where the value does.
+    const auto text = log_line(Level::kInfo, "e", {{"a", value}, {"b", "x"}});
+    CHECK(std::ranges::none_of(text, [](unsigned char c) { return c < 0x20 || c == 0x7f; }));
+    CHECK(valid_utf8(text));
+    CHECK(text.ends_with(" b=x"));
+  }
+}
+
+TEST_CASE("log: a flood of one event is held back, counted and told; other events are not", "[runtime]") {
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), &std::fclose);
+  REQUIRE(file);
+  std::fflush(stderr);
+  const int kept = ::dup(STDERR_FILENO);
+  REQUIRE(::dup2(::fileno(file.get()), STDERR_FILENO) >= 0);
+  const auto text = [&] {
+    std::string out(static_cast<std::size_t>(::lseek(::fileno(file.get()), 0, SEEK_END)), '\0');
+    (void)::pread(::fileno(file.get()), out.data(), out.size(), 0);
+    return out;
+  };
+  const auto count = [&](std::string_view what) {
+    const auto all = text();
+    std::size_t n = 0;
+    for (auto at = all.find(what); at != all.npos; at = all.find(what, at + 1)) ++n;
+    return n;
+  };
+  {
+    auto log = make_stderr_log({.min = Level::kInfo, .lines_per_second = 1'000'000});
+    log->write(Level::kDebug, "quiet", {});
+    log->set({.min = Level::kDebug, .format = LogFormat::kJson, .lines_per_second = 5});
+    for (int i = 0; i < 100; ++i) log->write(Level::kWarning, "flood", {{"i", std::to_string(i)}});
+    log->write(Level::kInfo, "other", {});
+    // Told once a second has gone by, with whatever is written next.
+    while (count("log_held_back") == 0) log->write(Level::kInfo, "tick", {});
+  }
+  ::dup2(kept, STDERR_FILENO);
+  ::close(kept);
+  CHECK(count("\"quiet\"") == 0);
+  CHECK(count("\"event\":\"flood\"") == 5);
+  CHECK(count("\"other\"") == 1);
+  CHECK(count("\"of\":\"flood\",\"lines\":\"95\"") == 1);
 }
 
 TEST_CASE("runtime: a bad number of threads is refused", "[runtime]") {

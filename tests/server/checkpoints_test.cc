@@ -291,6 +291,12 @@ TEST_CASE("checkpoints: seals that do not fit are refused", "[server]") {
   CHECK(refused([](auto& s) { s.clear_manifest(); }));
   CHECK(refused([](auto& s) { s.set_writer(s.writer() + 1); }));
   CHECK(refused([](auto& s) { s.mutable_manifest(0)->set_count(0); }));
+  CHECK(refused([](auto& s) {  // 320 MiB, consistent in itself
+    s.mutable_manifest(0)->set_count(5);
+    s.mutable_manifest(0)->set_chunk_bytes(64 << 20);
+    s.mutable_manifest(0)->set_last_bytes(64 << 20);
+    s.set_manifest_bytes(5ull * (64 << 20));
+  }));
   CHECK(refused([](auto& s) { s.set_owner("x"); }));
   CHECK(refused([](auto& s) { s.mutable_abandoned()->Resize(2000, 1); }));
   CHECK(f.seal(good));

@@ -46,6 +46,7 @@ Swarm draw_swarm(std::uint64_t seed) {
   if (draw.chance(0.1)) s.rot = static_cast<std::uint32_t>(draw.between(1, 4));
   if (draw.chance(0.04) && s.daemon_kills > 0) s.index_older = true;
   s.small_disk = draw.chance(0.1);
+  s.hostile = draw.chance(0.3);
   return s;
 }
 
@@ -97,6 +98,7 @@ std::string Swarm::text() const {
   flag(objects, "objects");
   flag(removals, "removals");
   flag(zombies, "zombies");
+  flag(hostile, "hostile");
   rate(duplicates, "duplicates");
   rate(liveness_lies, "liveness_lies");
   if (daemon_kills > 0) out += " daemon_kills=" + std::to_string(daemon_kills);

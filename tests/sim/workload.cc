@@ -1,4 +1,5 @@
 #include "tests/sim/workload.h"
+#include "tests/sim/hostile.h"
 
 #include <algorithm>
 
@@ -62,7 +63,8 @@ class Workload {
         draw_(options_.seed, "workload"),
         director_(world_.make_node("director")),
         admin_(world_.make_node("admin")),
-        putter_(world_.make_node("putter")) {
+        putter_(world_.make_node("putter")),
+        hostile_(world_.make_node("hostile")) {
     world_.on_trace = options_.trace;
     SimDaemon::Options daemon;
     daemon.segment_bytes = swarm_.segment_bytes;
@@ -80,6 +82,7 @@ class Workload {
       if (node->alive()) node->kill(Death::kProcess);
     if (admin_.alive()) admin_.kill(Death::kProcess);
     if (putter_.alive()) putter_.kill(Death::kProcess);
+    if (hostile_.alive()) hostile_.kill(Death::kProcess);
     director_.kill(Death::kProcess);
     if (daemon_->node().alive()) daemon_->node().kill(Death::kProcess);
   }
@@ -195,6 +198,7 @@ class Workload {
   Node& director_;
   Node& admin_;
   Node& putter_;
+  Node& hostile_;
   History objects_{"objects"};  // a key is a step, every put overwrites
   std::uint32_t next_put_ = 0;
   std::unique_ptr<SimDaemon> daemon_;
@@ -1021,6 +1025,7 @@ WorkloadResult Workload::run() {
     director_.spawn(drive_disk(this));
     admin_.spawn(administer(this));
     if (swarm_.objects) putter_.spawn(use_objects(this));
+    if (swarm_.hostile) hostile_.spawn(hostile_peer(&hostile_, daemon_->address(), Prng(options_.seed, "hostile")));
     auto over = [&] {
       return daemon_->refused().has_value() ||
              std::all_of(jobs_.begin(), jobs_.end(), [](const auto& job) { return job->driven; });
@@ -1042,6 +1047,7 @@ WorkloadResult Workload::run() {
         else if (launch.committed < launch.world_size && !any_violation())
           broken("P7", job->history.run() + ": a save fails though everything is well");
       }
+      hostile_.kill(Death::kProcess);
       if (!any_violation()) converge("after healing");
       if (!any_violation() && daemon_->ready()) check_garbage();
       if (!any_violation() && daemon_->ready()) {
