@@ -49,7 +49,7 @@ struct Swarm {
   explicit Swarm(std::uint64_t seed) {
     Prng draw(seed, "retention swarm");
     auto on = [&] { return draw.chance(0.5); };
-    launches = static_cast<std::uint32_t>(draw.between(2, 5));
+    launches = static_cast<std::uint32_t>(draw.between(3, 10));
     readers = static_cast<std::uint32_t>(draw.between(1, 4));
     if (on()) kills = static_cast<std::uint32_t>(draw.between(1, 4));
     power_loss = on();
@@ -321,8 +321,9 @@ Task<void> RetentionWorkload::train(RetentionWorkload* w) {
   for (std::uint32_t left = w->swarm_.launches; left > 0; --left) {
     client::OpenRunRequest request{
         .bucket = kBucket, .run = kRun, .launch = {"job", ++w->launch_}, .resume = {}, .discard_after = false};
-    if (draw.chance(0.3)) request.resume = w->some_step();
-    request.discard_after = request.resume && draw.chance(0.4);
+    // At once after the last commit: the look at what is to be removed is under way.
+    if (draw.chance(0.6)) request.resume = w->some_step();
+    request.discard_after = request.resume && draw.chance(0.2);
     std::optional<std::size_t> discard;
     if (request.discard_after) discard = w->model_.removal_begins(*request.resume, true);
     const auto opened = co_await client::open_run(session, request, node->now() + kCallTimeout);
@@ -343,7 +344,7 @@ Task<void> RetentionWorkload::train(RetentionWorkload* w) {
                             std::to_string(step) + ", which is gone, and nobody has removed it");
     }
     auto last = opened->resume.value_or(0);
-    for (auto saves = draw.between(1, 8); saves > 0; --saves) {
+    for (auto saves = draw.chance(0.5) ? 1 : draw.between(1, 6); saves > 0; --saves) {
       co_await node->sleep(w->log_time(5ms, 8s));
       const bool overwrite = draw.chance(0.2);
       auto step = last + draw.between(1, 3);
