@@ -45,6 +45,7 @@ class Opening {
            co_await storage::open_rocksdb_index(runtime, directory.path + "/index", {.memory_bytes = index_bytes_}));
     storage::Target::Options options;
     options.bugs = bugs_;
+    options.chunks.ballast_bytes = options_.ballast;
     CO_TRY(auto target,
            co_await storage::Target::open(runtime, std::move(directory.disk), std::move(index), units_, options));
     for (const auto& other : out.all())

@@ -241,6 +241,16 @@ std::vector<Option> make_table() {
             "Connections of the http port; beyond it the oldest that waits for a request is closed"),
       bytes("limits.http_head", &O::http_head, kKiB, kMiB, kStart, "Bytes of the head of an http request"),
 
+      // ---- [space]: of the disk
+      bytes("space.ballast", &O::ballast, kMiB, 1024 * kGiB, kStart,
+            "Free space that saves and uploads leave alone, for deletes and the index"),
+      count("space.low", &O::space_low, 0, 50, kStart,
+            "Percent of the disk, above the ballast: when less is free one line is logged"),
+
+      // ---- [upload]: of an object
+      duration("upload.idle", &O::upload_idle, seconds(1), kYear, kStart,
+               "After which an upload that nobody goes on with is dropped and its space freed"),
+
       // ---- [rank]: ranks of a save
       duration("rank.silence", &O::rank_silence, milliseconds(100), kYear, kStart,
                "After which a rank that has not sealed and says nothing fails its save for all ranks"),

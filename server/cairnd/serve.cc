@@ -189,6 +189,9 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.checkpoints.rank_silence_max = options.rank_silence;
   daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
   daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
+  daemon_options.usage.low_percent = options.space_low;
+  daemon_options.objects.upload_idle_max = options.upload_idle;
+  daemon_options.objects.sweep_every = std::min<rt::Duration>(options.upload_idle / 8, std::chrono::seconds(30));
   daemon_options.readers.ttl = options.reader_ttl;
   daemon_options.readers.readers_max = options.readers_max;
   daemon_options.readers.connection_readers_max = options.connection_readers_max;

@@ -37,7 +37,7 @@ std::string other_value(const Option& option, const CairndOptions& defaults) {
   };
   if (option.kind == Kind::kTexts && option.key != "data") return std::string(32, 'a');
   for (const char* value : {"true", "/a \"quoted\"\\\tpath \xc3\xa9", "127.0.0.1:1", "none", "other", "77", "77MiB",
-                            "77KiB", "7s", "77ms", "2m", "debug", "json", "threads"})
+                            "77KiB", "7s", "77ms", "2m", "7", "debug", "json", "threads"})
     if (allowed(value)) return value;
   FAIL("no other value for " << option.key << ": add one here");
   return "";
