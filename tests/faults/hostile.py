@@ -368,7 +368,7 @@ class Hostile(unittest.TestCase):
         self.ended(daemon, fds)
 
     def test_a_thousand_idle_connections(self):
-        daemon = self.started("--limits-idle", "30s")
+        daemon = self.started("--limits-idle", "15s")
         fds, before = daemon.fds(), daemon.rss()
         idle = [self.keep(daemon.greeted()) for _ in range(1000)]
         self.assertGreaterEqual(daemon.metric("cairn_rpc_connections"), 1000)

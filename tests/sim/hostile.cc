@@ -86,7 +86,7 @@ class Peer {
   Task<void> drain(rpc::FrameReader* reader) {
     for (;;) {
       CO_TRY(const auto header, co_await reader->header());
-      CO_TRY(const auto message, co_await reader->message(header));
+      CO_CHECK_OK(co_await reader->message(header));
       CO_CHECK_OK(co_await reader->skip_payload());
     }
   }
