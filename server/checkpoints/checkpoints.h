@@ -196,6 +196,7 @@ class Checkpoints {
   void rank_sealed(const LivePtr& live, std::uint32_t rank);
   void start_merge(const LivePtr& live);
   struct Merged;
+  static std::set<DataGroup> groups_used(const Merged& merged);
   Task<void> merge_and_commit(LivePtr live);
   Task<void> merge(LivePtr live, std::shared_ptr<Merged> out);
   Task<void> store_index(LivePtr live, std::shared_ptr<Merged> merged);

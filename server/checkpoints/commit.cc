@@ -67,6 +67,15 @@ struct Checkpoints::Merged {
   DataGroup index_group = 0;
 };
 
+std::set<DataGroup> Checkpoints::groups_used(const Merged& merged) {
+  std::set<DataGroup> out = {merged.index_group};
+  for (const auto& seal : merged.seals) {
+    out.insert(seal.groups().begin(), seal.groups().end());
+    for (const auto& run : seal.manifest()) out.insert(run.group());
+  }
+  return out;
+}
+
 void Checkpoints::start_merge(const LivePtr& live) {
   if (live->phase != Phase::kOpen) return;
   live->phase = Phase::kMerging;
@@ -184,11 +193,12 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
       co_return fail(Errc::kExists, "the step was committed meanwhile; say overwrite to replace it");
     if (before.value.info().pinned()) co_return fail(pinned(live->bucket, live->run, live->step));
     const auto losses = data_losses(*coordinator_.map());
-    for (std::size_t i = 0; i < losses.size() && i < static_cast<std::size_t>(attempt.value.group_loss_size()); ++i)
+    for (const auto group : groups_used(*merged)) {
+      const auto i = group - kFirstDataGroup;
+      if (i >= losses.size() || i >= static_cast<std::size_t>(attempt.value.group_loss_size())) continue;
       if (losses[i] != attempt.value.group_loss(static_cast<int>(i)))
-        co_return fail(Errc::kDataLoss,
-                       "data group " + std::to_string(kFirstDataGroup + i) + " lost chunks since it began");
-
+        co_return fail(Errc::kDataLoss, "data group " + std::to_string(group) + " lost chunks since it began");
+    }
     CO_CHECK_OK(usage_.admit(live->owner, written.totals.bytes, before.value.info().data_bytes()));
 
     records::Step step;

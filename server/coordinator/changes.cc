@@ -135,14 +135,9 @@ void drop(ClusterMap& map, const std::set<Uuid>& lost) {
 }  // namespace
 
 Result<bool> may_start(const ClusterMap& map, const std::set<Uuid>& present, const std::set<Uuid>& lost) {
-  for (const auto& uuid : lost) {
+  for (const auto& uuid : lost)
     if (present.contains(uuid))
       return fail(Errc::kInvalid, "target " + uuid.text() + " is said to be lost, but it is here");
-    if (map.target(uuid) == nullptr)
-      return fail(Errc::kInvalid, "target " + uuid.text() +
-                                      " is said to be lost, but the map does not know it; it knows " +
-                                      names_of(map, not_out(map)));
-  }
   const auto named = not_out(map);
   std::set<Uuid> missing;
   std::ranges::set_difference(named, present, std::inserter(missing, missing.end()));
@@ -210,6 +205,8 @@ Result<ClusterMap> after_start(const std::optional<ClusterMap>& before, const St
       ++range.loss;
     }
   }
+  for (const auto& uuid : start.lost)
+    if (map.target(uuid) != nullptr) map.lost.push_back(uuid);
   std::erase_if(map.targets, [&](const TargetEntry& target) { return start.lost.contains(target.uuid); });
   drop(map, start.lost);
   remove_out(map);

@@ -33,7 +33,8 @@ struct Start {
 /// two: both) knows of every change. With fewer, the operator has to assert that the others are lost.
 /// returns whether only that assertion allows it: the map may then be stale
 /// errors: kUnavailable  names the targets that are missing
-///         kInvalid      a target in `lost` that is present, or that the map does not know
+///         kInvalid      a target in `lost` that is present. One that the map does not know is no error: it was said
+///                       before, and the flag may stay
 /// source: ARCHITECTURE.md, "Several data directories"
 Result<bool> may_start(const ClusterMap& map, const std::set<Uuid>& present, const std::set<Uuid>& lost);
 

@@ -92,7 +92,8 @@ Result<void> check_belong(const TargetSet& targets, const std::map<Uuid, Cluster
     if (found->second.cluster != newest.cluster)
       return fail(Errc::kInvalid, entry.directory + " belongs to cluster " + found->second.cluster.text() +
                                       ", the other directories to " + newest.cluster.text());
-    if (newest.target(found->first) == nullptr)
+    // One that the map does not know joins: the start that took it in was cut off.
+    if (std::ranges::find(newest.lost, found->first) != newest.lost.end())
       return fail(Errc::kInvalid, entry.directory + ": target " + found->first.text() +
                                       " was declared lost; empty the directory to use it again");
   }

@@ -63,6 +63,7 @@ std::string encode_map(const ClusterMap& map) {
   out.set_generation(map.generation);
   out.set_term(map.term);
   out.set_cluster(std::string(map.cluster.view()));
+  for (const auto& target : map.lost) out.add_lost(std::string(target.view()));
   for (const auto& node : map.nodes) {
     auto& entry = *out.add_nodes();
     entry.set_name(node.name);
@@ -143,6 +144,10 @@ Result<ClusterMap> decode_map(std::string_view bytes) {
                            .node = target.node(),
                            .directory = target.directory(),
                            .out = target.out()});
+  }
+  for (const auto& target : in.lost()) {
+    TRY(const auto uuid, uuid_of(target, "target"));
+    map.lost.push_back(uuid);
   }
   for (const auto& range : in.groups()) {
     if (!range.home() && range.first() < kFirstDataGroup)

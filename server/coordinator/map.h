@@ -59,6 +59,7 @@ struct ClusterMap {
   std::vector<NodeEntry> nodes;
   std::vector<TargetEntry> targets;  // in the order in which they joined
   std::vector<GroupRange> groups;
+  std::vector<Uuid> lost;  // targets that were declared lost: never taken back
 
   const GroupRange* find(bool home, std::uint32_t group) const;
   const TargetEntry* target(const Uuid& uuid) const;

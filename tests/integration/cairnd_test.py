@@ -38,6 +38,11 @@ def tree(folder):
             for p in sorted(pathlib.Path(folder).rglob("*")) if p.name != "LOCK"}
 
 
+def uuid_in(directory):
+    """The id of a target, as its superblock has it."""
+    return (pathlib.Path(directory) / "superblock").read_bytes()[16:32].hex()
+
+
 class Daemon:
     def __init__(self, data, *flags):
         self.log = tempfile.TemporaryFile()
@@ -69,6 +74,10 @@ class Daemon:
 
     def metric(self, name):
         return float(re.search(rf"^{name} (\S+)$", self.http("/metrics")[1], re.M)[1])
+
+    def metric_lines(self, name, part):
+        """How many samples of a metric have `part` among their labels."""
+        return sum(line.startswith(name + "{") and part in line for line in self.http("/metrics")[1].splitlines())
 
     def stop(self, sig=signal.SIGTERM):
         self.process.send_signal(sig)
@@ -345,6 +354,31 @@ class Cairnd(unittest.TestCase):
         daemon = self.start()
         self.assertEqual(self.cairn(daemon, "get", "cairn://b/k", "-"), b"hello")
         self.assertEqual(daemon.http("/readyz")[0], 200)
+
+    def test_a_directory_that_is_lost_is_replaced_by_an_empty_one(self):
+        a, b, c = (str(self.dir / name) for name in "abc")
+        daemon = self.start("--data", b, data=a)
+        self.cairn(daemon, "bucket", "create", "twice", "--copies", "2")
+        self.cairn(daemon, "put", "-", "cairn://twice/k", stdin=b"precious" * 100_000)
+        self.assertEqual(daemon.metric_lines("cairn_target_state", 'state="serving"'), 2)
+        daemon.stop()
+        lost = uuid_in(b)
+        shutil.rmtree(b)
+
+        # One of two may be stale: refused, with the way out in one line.
+        self.refused("--data", a, "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", code=7,
+                     says=f"--lost-target {lost}")
+        daemon = self.start("--data", c, "--lost-target", lost, data=a)
+        self.assertEqual(self.cairn(daemon, "get", "cairn://twice/k", "-"), b"precious" * 100_000)
+        deadline = time.monotonic() + 60
+        while daemon.metric_lines("cairn_target_state", 'state="serving"') < 2:
+            self.assertLess(time.monotonic(), deadline, "the new directory is never brought up to date")
+            time.sleep(0.05)
+        daemon.stop()
+
+        # The copies are back: now the first one may go.
+        daemon = self.start("--lost-target", uuid_in(a), data=c)
+        self.assertEqual(self.cairn(daemon, "get", "cairn://twice/k", "-"), b"precious" * 100_000)
 
     def test_a_second_sigterm_does_not_wait_for_what_is_in_flight(self):
         daemon = self.start("--unix-socket", "none")

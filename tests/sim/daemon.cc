@@ -1,9 +1,12 @@
 #include "tests/sim/daemon.h"
 
+#include <algorithm>
 #include <map>
+#include <tuple>
 
 #include "proto/rpc/rpc.h"
 #include "proto/wire/frame.h"
+#include "server/coordinator/map.h"
 #include "server/daemon/daemon.h"
 #include "storage/target/target.h"
 #include "tests/sim/bugs.h"
@@ -85,10 +88,68 @@ SimDaemon::SimDaemon(World& world, Options options)
     : world_(world),
       options_(std::move(options)),
       node_(world.make_node("daemon")),
-      disk_(world.make_disk("d0", {.capacity_bytes = options_.capacity_bytes})),
-      index_(world.make_index("i0")),
       lies_(world.seed(), "lies"),
-      duplicates_(world.seed(), "duplicates") {}
+      duplicates_(world.seed(), "duplicates") {
+  for (std::size_t i = 0; i < options_.directories; ++i) directories_.push_back(make_directory());
+}
+
+SimDaemon::Directory SimDaemon::make_directory() {
+  const auto number = std::to_string(made_++);
+  return {.name = "d" + number,
+          .disk = &world_.make_disk("d" + number, {.capacity_bytes = options_.capacity_bytes}),
+          .index = &world_.make_index("i" + number),
+          .uuid = {}};
+}
+
+bool SimDaemon::lose(std::size_t number) {
+  auto& gone = directories_[number];
+  std::optional<server::ClusterMap> newest;
+  const auto age = [](const server::ClusterMap& map) { return std::tuple(map.generation, map.term, map.version); };
+  for (const auto& directory : directories_) {
+    const auto meta = directory.index->entries(storage::Table::kMeta);
+    const auto stored = meta.find("map");
+    if (stored == meta.end()) continue;
+    auto map = server::decode_map(stored->second);
+    if (map && (!newest || age(*newest) < age(*map))) newest = *std::move(map);
+  }
+  if (!newest || !gone.uuid || newest->target(*gone.uuid) == nullptr) return false;
+  for (const auto& range : newest->groups) {
+    if (range.copies < 2) continue;
+    if (std::ranges::none_of(range.members, [&](const server::Member& member) {
+          return member.serving && member.target != *gone.uuid && !newest->target(member.target)->out;
+        }))
+      return false;
+  }
+  if (world_.tracing()) world_.trace("daemon", gone.name + " is lost");
+  world_.injected(Fault::kDirectoryLost);
+  lost_.insert(*gone.uuid);
+  gone = make_directory();
+  return true;
+}
+
+bool SimDaemon::redundant() const {
+  if (process_ == nullptr) return false;
+  const auto& map = process_->daemon->map();
+  return std::ranges::all_of(map.groups, [&](const server::GroupRange& range) {
+    const auto wanted = std::min<std::size_t>(range.copies, map.targets.size());
+    return range.copies < 2 ||
+           (range.members.size() >= wanted && std::ranges::all_of(range.members, &server::Member::serving));
+  });
+}
+
+std::uint32_t SimDaemon::loss() const {
+  return process_ == nullptr ? 0 : process_->daemon->map().find(true, 0)->loss;
+}
+
+std::uint32_t SimDaemon::copies_of(DataGroup group) const {
+  const auto* range = process_ == nullptr ? nullptr : process_->daemon->map().find(false, group);
+  return range == nullptr ? 0 : range->copies;
+}
+
+bool SimDaemon::any_failed() const {
+  return process_ != nullptr &&
+         (!process_->targets.failed().empty() || process_->targets.all().size() < directories_.size());
+}
 
 Task<void> SimDaemon::run(SimDaemon* self) {
   const auto& options = self->options_;
@@ -97,16 +158,28 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   auto& p = self->node_.hold(std::move(owned));
 
   CO_TRY(p.units, rt::UnitPool::create(self->node_, 48, 64 * kKiB));
-  auto disk = self->disk_.attach(self->node_);
-  CO_CHECK_OK(co_await storage::Target::check(*disk));
   storage::Target::Options target;
   target.chunks.segment_bytes = options.segment_bytes;
   target.chunks.ballast_bytes = 1 * kMiB;
   target.bugs = storage_bugs(options.bug);
-  CO_TRY(auto opened,
-         co_await storage::Target::open(runtime, std::move(disk), self->index_.attach(self->node_), *p.units, target));
-
-  p.targets.add("d0", std::move(opened));
+  const auto left_out = std::exchange(self->left_out_, std::nullopt);
+  if (left_out) self->world_.injected(Fault::kDirectoryGone, self->directories_[*left_out].name);
+  for (std::size_t i = 0; i < self->directories_.size(); ++i) {
+    if (left_out == i) continue;
+    auto& directory = self->directories_[i];
+    auto disk = directory.disk->attach(self->node_);
+    if (self->directories_.size() == 1) CO_CHECK_OK(co_await storage::Target::check(*disk));
+    auto opened = co_await storage::Target::open(runtime, std::move(disk), directory.index->attach(self->node_),
+                                                 *p.units, target);
+    if (!opened) {
+      if (self->directories_.size() == 1) co_return fail(std::move(opened).error());
+      if (self->world_.tracing()) self->world_.trace("daemon", directory.name + ": " + opened.error().message);
+      continue;  // as the daemon does it
+    }
+    directory.uuid = (*opened)->uuid();
+    p.targets.add(directory.name, *std::move(opened));
+  }
+  if (p.targets.all().empty()) co_return fail(Errc::kFailed, "no directory opens");
 
   server::Daemon::Options daemon;
   daemon.node = "daemon";
@@ -119,6 +192,8 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   daemon.objects.upload_idle_max = std::chrono::minutes(1);
   daemon.checkpoints.index_chunk_bytes = 64 * kKiB;
   daemon.bugs = save_bugs(options.bug);
+  daemon.membership_bugs = membership_bugs(options.bug);
+  daemon.lost_targets = self->lost_;
   daemon.wrap_liveness = [self](std::unique_ptr<server::Liveness> honest) -> std::unique_ptr<server::Liveness> {
     return std::make_unique<LyingLiveness>(std::move(honest), *self);
   };
@@ -139,6 +214,7 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   CO_TRY(auto listener, runtime.net.listen(self->address()));
   p.server->serve(std::move(listener));
   self->process_ = &p;
+  self->lost_.clear();
   if (self->world_.tracing()) self->world_.trace("daemon", "ready");
   co_return {};
 }

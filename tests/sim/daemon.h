@@ -3,8 +3,11 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "proto/common/ids.h"
 #include "proto/common/result.h"
 #include "proto/common/units.h"
 #include "tests/sim/disk.h"
@@ -22,6 +25,7 @@ namespace cairn::sim {
 class SimDaemon {
  public:
   struct Options {
+    std::size_t directories = 1;
     std::uint64_t segment_bytes = 4 * kMiB;
     std::uint64_t capacity_bytes = 256 * kMiB;
     rt::Duration garbage_grace = std::chrono::seconds(20);
@@ -35,8 +39,27 @@ class SimDaemon {
   SimDaemon(World& world, Options options);
 
   Node& node() { return node_; }
-  DiskImage& disk() { return disk_; }
-  IndexImage& index() { return index_; }
+  struct Directory {
+    std::string name;
+    DiskImage* disk = nullptr;
+    IndexImage* index = nullptr;
+    std::optional<Uuid> uuid;  // once it has been opened
+  };
+  std::vector<Directory>& directories() { return directories_; }
+  DiskImage& disk() { return *directories_.front().disk; }
+  IndexImage& index() { return *directories_.front().index; }
+  /// The next start misses a directory.
+  void leave_out(std::size_t directory) { left_out_ = directory; }
+  /// A directory is lost for good, and an empty one takes its place at the next start, which is told. Only while the
+  /// process is down, and when every group of two copies and more has another member that serves; else false.
+  bool lose(std::size_t directory);
+  /// Every group of two copies and more has all its members, and they serve.
+  bool redundant() const;
+  bool any_failed() const;  // directory, or missing; the daemon may go on without it
+  /// Of the home groups. What is left of uploads from before a loss is never freed: nobody can tell whether it is dead.
+  std::uint32_t loss() const;
+  /// That a data group should have; 0: there is no such group.
+  std::uint32_t copies_of(DataGroup group) const;
   std::string address() const { return node_.host() + ":7420"; }
 
   /// Opens the target and serves: ready() follows, or refused(). An opening that fails otherwise is tried again.
@@ -55,6 +78,7 @@ class SimDaemon {
 
  private:
   struct Process;
+  Directory make_directory();
   class LyingLiveness;
   class LateCall;
   static Task<void> run(SimDaemon* self);
@@ -63,8 +87,10 @@ class SimDaemon {
   World& world_;
   Options options_;
   Node& node_;
-  DiskImage& disk_;
-  IndexImage& index_;
+  std::vector<Directory> directories_;
+  std::size_t made_ = 0;
+  std::optional<std::size_t> left_out_;
+  std::set<Uuid> lost_;
   Prng lies_, duplicates_;
   Process* process_ = nullptr;  // held by the node
   std::optional<Error> refused_;

@@ -36,6 +36,7 @@ separate processes, and both must have the same trace.
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
                 retention: policies, removals, pins and garbage while readers hold steps open
                 storage: one storage target, its chunks and records
+                directories: the checkpoint workload on several data directories, with copies across them
                 space: a disk and quotas that fill, again and again
                 targets: records on several data directories that fail, are missing, lost or stale
   --bug NAME    plant a bug, in the workload meant for it unless told; the exit code is 0 when a seed catches it
@@ -55,11 +56,12 @@ struct Arguments {
 };
 
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
-  WorkloadOptions options{.seed = seed, .bug = args.bug, .trace = std::move(trace)};
+  WorkloadOptions options{.seed = seed, .bug = args.bug, .directories = false, .trace = std::move(trace)};
   if (args.workload == "retention") return run_retention_workload(std::move(options));
   if (args.workload == "space") return run_space_workload(std::move(options));
   if (args.workload == "storage") return run_storage_workload(std::move(options));
   if (args.workload == "targets") return run_targets_workload(std::move(options));
+  options.directories = args.workload == "directories";
   return run_checkpoint_workload(std::move(options));
 }
 
@@ -106,8 +108,8 @@ bool parse(int argc, char** argv, Arguments& out) {
       }
     } else if (arg == "--workload") {
       out.workload = value();
-      if (out.workload != "storage" && out.workload != "targets" && out.workload != "checkpoint" &&
-          out.workload != "retention" && out.workload != "space")
+      if (out.workload != "storage" && out.workload != "targets" && out.workload != "directories" &&
+          out.workload != "checkpoint" && out.workload != "retention" && out.workload != "space")
         return false;
     } else if (arg == "--trace") {
       out.trace = true;

@@ -14,6 +14,7 @@
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
 #include "storage/chunk_store/chunk_store.h"
+#include "storage/chunk_store/layout.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/job.h"
 #include "tests/sim/net.h"
@@ -67,6 +68,15 @@ class Workload {
         hostile_(world_.make_node("hostile")) {
     world_.on_trace = options_.trace;
     SimDaemon::Options daemon;
+    if (options_.directories) {
+      // Faults of the medium strike one directory at a time, and what is lost comes from there; damage is not for here.
+      daemon.directories = draw_.between(2, 3);
+      copies_ = static_cast<std::uint32_t>(draw_.between(2, daemon.directories));
+      swarm_.rot = 0;
+      swarm_.disk.lost_write = swarm_.disk.misdirected_write = 0;
+      swarm_.index_older = swarm_.small_disk = false;
+      swarm_.daemon_kills = std::max(swarm_.daemon_kills, 1U);
+    }
     daemon.segment_bytes = swarm_.segment_bytes;
     daemon.garbage_grace = swarm_.garbage_grace;
     daemon.garbage_interval = swarm_.garbage_interval;
@@ -136,6 +146,7 @@ class Workload {
 
   static Task<void> drive_job(Workload* w, Job* job);
   static Task<void> drive_daemon(Workload* w);
+  void strike();
   static Task<void> drive_disk(Workload* w);
   static Task<void> administer(Workload* w);
   static Task<void> use_objects(Workload* w);
@@ -167,6 +178,7 @@ class Workload {
   void end_rank(Launch& launch) { --launch.running; }
 
   void heal();
+  void regain_redundancy();
   bool wait(const std::function<bool()>& done, rt::Duration limit) {
     return world_.run_until([&] { return done() || any_violation() || world_.events() > kEventsMax; },
                             world_.now() + limit) &&
@@ -176,8 +188,11 @@ class Workload {
   /// Chunks in the index whose owner no visible step has.
   std::size_t orphans() const {
     std::size_t n = 0;
-    for (const auto& key : daemon_->index().keys(storage::Table::kChunks))
-      if (auto id = ChunkId::from_key(key); !id || !owners_.contains(id->owner)) ++n;
+    for (const auto& directory : daemon_->directories())
+      for (const auto& key : directory.index->keys(storage::Table::kChunks))
+        if (auto id = ChunkId::from_key(key);
+            !id || (!owners_.contains(id->owner) && id->owner.loss() == daemon_->loss()))
+          ++n;
     return n;
   }
   void check_garbage() {
@@ -208,6 +223,8 @@ class Workload {
   std::uint64_t next_call_ = 0;
   std::set<OwnerId> owners_;  // of the steps that the last reading back found
   bool healed_ = false;
+  std::uint32_t copies_ = 1;
+  std::size_t victim_ = 0;  // the directory that faults of the medium strike now
   WorkloadResult result_;
 };
 
@@ -266,7 +283,7 @@ Task<void> Workload::run_rank(Workload* w, Launch* launch, std::uint32_t rank) {
     }
     const auto code = opened.error().code;
     if (code == Errc::kFenced) {
-      if (launch->number == launch->job->launches.back()->number)
+      if (launch->number == launch->job->launches.back()->number && w->daemon_->loss() == 0)
         w->broken("P7", node->name() + " is fenced though no newer launch exists: " + opened.error().message);
       co_return {};
     }
@@ -341,7 +358,7 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
       if (w->world_.tracing()) w->world_.trace(node->name(), "begin: " + begun.error().message);
       if (code != Errc::kFenced) co_return true;
       ++w->result_.fenced;
-      if (launch->number == launch->job->launches.back()->number)
+      if (launch->number == launch->job->launches.back()->number && w->daemon_->loss() == 0)
         w->broken("P7", node->name() + " is fenced though no newer launch exists: " + begun.error().message);
       co_return false;
     }
@@ -739,9 +756,28 @@ Task<void> Workload::drive_daemon(Workload* w) {
       w->daemon_->index().come_back_older(draw.between(1, 3));
     } else {
       w->daemon_->kill(death, silent, w->log_time(10ms, 3s));
+      if (w->options_.directories) w->strike();
     }
   }
   co_return {};
+}
+
+/// While the daemon is down: a directory is lost or missing at the next start, and another one is the victim.
+void Workload::strike() {
+  auto& directories = daemon_->directories();
+  const auto dice = draw_.below(10);
+  if (dice < 3)
+    daemon_->lose(draw_.below(directories.size()));
+  else if (dice < 6)
+    daemon_->leave_out(draw_.below(directories.size()));
+  for (auto& directory : directories) {
+    directory.disk->faults = {};
+    directory.index->faults = {};
+  }
+  victim_ = draw_.below(directories.size());
+  directories[victim_].disk->faults = swarm_.disk;
+  directories[victim_].index->faults = swarm_.index;
+  if (draw_.chance(0.3)) directories[victim_].disk->fail_flush_in = draw_.between(1, 200);
 }
 
 /// Rot, a disk that fills, and the supervisor's eye on a target that has failed.
@@ -762,7 +798,8 @@ Task<void> Workload::drive_disk(Workload* w) {
       w->daemon_->disk().set_capacity(w->daemon_->disk().used_bytes() + draw.below(200'000) +
                                       (draw.chance(0.5) ? 1 * kMiB : 0));
     }
-    if (w->daemon_->fail_stopped() && draw.chance(0.05))
+    const bool failed = w->daemon_->fail_stopped() || (w->daemon_->any_failed() && draw.chance(0.02));
+    if (failed && draw.chance(0.05))
       w->daemon_->kill(w->swarm_.power_loss && draw.chance(0.5) ? Death::kPowerLoss : Death::kProcess, false, 100ms);
     w->check_calls();
   }
@@ -945,11 +982,12 @@ Task<void> Workload::read_objects_back(Workload* w) {
 void Workload::heal() {
   world_.net().faults = {};
   world_.net().unclog();
-  auto& disk = daemon_->disk();
-  disk.faults = {};
-  disk.fail_write_in = disk.fail_flush_in = disk.fail_read_in = 0;
-  disk.set_capacity(256 << 20);
-  daemon_->index().faults = {};
+  for (auto& directory : daemon_->directories()) {
+    directory.disk->faults = {};
+    directory.disk->fail_write_in = directory.disk->fail_flush_in = directory.disk->fail_read_in = 0;
+    directory.disk->set_capacity(256 << 20);
+    directory.index->faults = {};
+  }
   daemon_->stop_lying();
   daemon_->stop_duplicates();
   for (auto* node : nodes_)
@@ -961,6 +999,25 @@ void Workload::heal() {
   director_.restart();
   calls_.clear();
   if (world_.tracing()) world_.trace("world", "heals");
+}
+
+/// Every directory that was away is there again: all groups are whole, and every chunk lies on every member.
+void Workload::regain_redundancy() {
+  daemon_->kill(Death::kProcess, false, 10ms);
+  if (!wait([&] { return daemon_->redundant(); }, 10min)) {
+    if (!any_violation()) broken("P1", "the redundancy does not come back: " + daemon_->last_error());
+    return;
+  }
+  std::map<std::string, std::size_t> copies;
+  for (const auto& directory : daemon_->directories())
+    for (const auto& [key, value] : directory.index->entries(storage::Table::kChunks))
+      if (const auto location = storage::decode_location(value); location && daemon_->copies_of(location->group) > 1)
+        ++copies[key];
+  for (const auto& [key, count] : copies) {
+    const auto id = ChunkId::from_key(key);
+    if (id && owners_.contains(id->owner) && count < copies_)
+      broken("P1", "chunk " + id->text() + " has " + std::to_string(count) + " copies of " + std::to_string(copies_));
+  }
 }
 
 void Workload::converge(const char* when) {
@@ -1005,6 +1062,7 @@ WorkloadResult Workload::run() {
                                       CloseSession close(session);
                                       client::BucketSummary bucket;
                                       bucket.name = kBucket;
+                                      bucket.copies = w->copies_;
                                       CO_CHECK_OK(co_await client::create_bucket(session, std::move(bucket),
                                                                                  w->admin_.now() + kCallTimeout));
                                       co_return {};
@@ -1014,8 +1072,9 @@ WorkloadResult Workload::run() {
   } else {
     enable(swarm_, world_.faults);
     world_.net().faults = swarm_.net;
-    daemon_->disk().faults = swarm_.disk;
-    daemon_->index().faults = swarm_.index;
+    victim_ = options_.directories ? draw_.below(daemon_->directories().size()) : 0;
+    daemon_->directories()[victim_].disk->faults = swarm_.disk;
+    daemon_->directories()[victim_].index->faults = swarm_.index;
     for (std::uint32_t i = 0; i < swarm_.runs; ++i) {
       jobs_.push_back(std::make_unique<Job>("run" + std::to_string(i)));
       jobs_.back()->tensors = draw_tensors(draw_, swarm_.tensor_bytes_max);
@@ -1037,7 +1096,7 @@ WorkloadResult Workload::run() {
       heal();
       // Free space is looked at once a second, and what was under way may still have failed.
       world_.run_for(3s);
-      if (daemon_->fail_stopped()) daemon_->kill(Death::kProcess, false, 10ms);
+      if (daemon_->fail_stopped() || daemon_->any_failed()) daemon_->kill(Death::kProcess, false, 10ms);
       for (auto& job : jobs_) {  // saves succeed again
         if (!wait([&] { return daemon_->ready() || daemon_->refused(); }, 2min) || daemon_->refused()) break;
         auto& launch = make_launch(*job, true);
@@ -1051,7 +1110,11 @@ WorkloadResult Workload::run() {
       if (!any_violation()) converge("after healing");
       if (!any_violation() && daemon_->ready()) check_garbage();
       if (!any_violation() && daemon_->ready()) {
+        if (options_.directories) regain_redundancy();
         daemon_->kill(Death::kPowerLoss, false, 100ms);
+        // When all copies are back, any one directory may go.
+        if (options_.directories && !daemon_->lose(draw_.below(daemon_->directories().size())) && !any_violation())
+          broken("P1", "redundancy was back, and one directory is the last that has something");
         converge("after a last power loss");
       }
     }

@@ -14,7 +14,8 @@ namespace cairn::sim {
 /// saves must succeed again, everything acknowledged must be there, to the byte, and garbage must go to zero.
 struct WorkloadOptions {
   std::uint64_t seed = 1;
-  std::string bug;  // name of a planted bug, or empty
+  std::string bug;           // name of a planted bug, or empty
+  bool directories = false;  // the checkpoint workload on two or three data directories, with copies across them
   std::function<void(const std::string&)> trace;
 };
 
