@@ -13,6 +13,16 @@ namespace {
 
 constexpr std::uint32_t kReadsInFlight = 4;
 constexpr std::uint64_t kVerifySliceBytes = 8 * kMiB;
+// Of find(), which so holds at most 16 MiB of pages at once; a single page may be longer (metadata).
+constexpr std::size_t kIndexReadsInFlight = 16;
+constexpr std::uint64_t kIndexReadBytesMax = 1 * kMiB;
+
+/// Pages [first, last) of a list, which lie side by side.
+struct PagesRead {
+  std::size_t first = 0, last = 0;
+  std::uint64_t size = 0;
+  std::string bytes;
+};
 
 HomeGroup home_of(const std::string& bucket, const std::string& run) {
   return home_group_of(bucket + "/" + run);
@@ -111,21 +121,39 @@ Task<std::string> StepReader::read_index(std::uint64_t offset, std::uint64_t siz
   co_return out;
 }
 
+Task<void> StepReader::read_pages(std::uint64_t offset, std::uint64_t size, std::string& out) {
+  auto self = shared_from_this();
+  CO_TRY(out, co_await read_index(offset, size));
+  co_return {};
+}
+
 Task<format::Contents> StepReader::find(std::vector<format::Query> queries) {
   auto self = shared_from_this();
   format::IndexSearch search(root_, std::move(queries));
   for (auto pages = search.wanted(); !pages.empty(); pages = search.wanted()) {
-    // Pages that lie side by side come in one read.
-    for (std::size_t i = 0; i < pages.size();) {
-      std::size_t end = i + 1;
-      std::uint64_t size = pages[i].size;
-      while (end < pages.size() && pages[end].offset == pages[i].offset + size &&
-             size + pages[end].size <= kVerifySliceBytes)
-        size += pages[end++].size;
-      auto bytes = co_await read_index(pages[i].offset, size);
-      if (!bytes) co_return fail(explain(std::move(bytes).error()));
-      for (std::uint64_t at = 0; i < end; at += pages[i++].size)
-        CO_CHECK_OK(search.supply(pages[i], std::string_view(*bytes).substr(at, pages[i].size)));
+    // Pages that lie side by side come in one read, and several reads are under way: a rank that wants a slice of each
+    // of a thousand tensors needs a page here and a page there, and would wait for a thousand round trips.
+    for (std::size_t next = 0; next < pages.size();) {
+      std::vector<PagesRead> reads;
+      while (next < pages.size() && reads.size() < kIndexReadsInFlight) {
+        auto& read =
+            reads.emplace_back(PagesRead{.first = next, .last = next + 1, .size = pages[next].size, .bytes = {}});
+        while (read.last < pages.size() && pages[read.last].offset == pages[read.first].offset + read.size &&
+               read.size + pages[read.last].size <= kIndexReadBytesMax)
+          read.size += pages[read.last++].size;
+        next = read.last;
+      }
+      std::vector<Task<void>> tasks;
+      for (auto& read : reads) tasks.push_back(read_pages(pages[read.first].offset, read.size, read.bytes));
+      if (auto done = co_await rt::all(session_->runtime().loop, std::move(tasks)); !done)
+        co_return fail(explain(std::move(done).error()));
+      for (const auto& read : reads) {
+        std::string_view rest = read.bytes;
+        for (auto i = read.first; i < read.last; ++i) {
+          CO_CHECK_OK(search.supply(pages[i], rest.substr(0, pages[i].size)));
+          rest.remove_prefix(pages[i].size);
+        }
+      }
     }
   }
   co_return search.take();

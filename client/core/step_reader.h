@@ -71,6 +71,8 @@ class StepReader : public std::enable_shared_from_this<StepReader> {
  private:
   StepReader(std::shared_ptr<Session> session, std::string bucket, std::string run, rt::Duration timeout);
   Task<std::string> read_index(std::uint64_t offset, std::uint64_t size);
+  /// Into `out`, which must outlive the call.
+  Task<void> read_pages(std::uint64_t offset, std::uint64_t size, std::string& out);
   Task<ReadStats> verify_extents(std::vector<format::Extent> extents, std::uint32_t crc, std::string what,
                                  std::function<void(std::uint64_t)> progress);
   /// What an error of a read means here.

@@ -154,6 +154,41 @@ TEST_CASE("client: every element type survives", "[integration]") {
   CHECK(out == kept);
 }
 
+TEST_CASE("client: of an index of many pages, tensors here and there, and all of them, come back right",
+          "[integration]") {
+  // Goal: find() reads pages apart and side by side, more than are under way at once. Method: long names that share no
+  // beginning, about thirty to a page, so that 2,000 tensors take more than sixty pages.
+  constexpr std::size_t kTensors = 2000, kBytes = 8;
+  const auto name = [](std::size_t i) {
+    const auto number = std::to_string(10'000 + i);
+    return number + "." + std::string(500, static_cast<char>('a' + i % 26));
+  };
+  Job job;
+  auto run = job.open();
+  const auto bytes = pattern(kTensors * kBytes, 9);
+  auto save = run.begin_save({.step = 1, .rank = 0, .world_size = 1});
+  REQUIRE(save);
+  for (std::size_t i = 0; i < kTensors; ++i)
+    REQUIRE(save->add_tensor({.name = name(i), .global_shape = {2}, .box = Box{{0}, {2}}},
+                             std::span(bytes).subspan(i * kBytes, kBytes)));
+  auto ticket = save->stage();
+  REQUIRE(ticket);
+  REQUIRE(ticket->wait());
+  auto step = job.client->open_step("b/run", 1);
+  REQUIRE(step);
+  for (const std::size_t every : {1, 59, 1999}) {
+    std::vector<std::byte> out(bytes.size());
+    auto restore = step->restore();
+    for (std::size_t i = 0; i < kTensors; i += every)
+      restore.want({.name = name(i), .box = Box{{0}, {2}}}, std::span(out).subspan(i * kBytes, kBytes));
+    REQUIRE(restore.run());
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < kTensors; i += every)
+      wrong += std::memcmp(out.data() + i * kBytes, bytes.data() + i * kBytes, kBytes) != 0;
+    CHECK(wrong == 0);
+  }
+}
+
 TEST_CASE("client: gaps and overlaps fail the attempt for all ranks, naming tensor and place", "[integration]") {
   Job job;
   auto run = job.open();
