@@ -116,6 +116,7 @@ class RankWork {
     options.chunks_in_flight = options_.chunks_in_flight;
     options.connections = options_.connections;
     options.unix_socket = options_.transport != "tcp";
+    options.shared_memory = options_.transport != "unix";
     auto client = Client::connect(options);
     if (!client) return client.error().message;
     client_ = *client;
@@ -268,7 +269,8 @@ int run_checkpoint(const CheckpointOptions& options) {
   if (own) {
     if (auto failed = daemon.start(); !failed.empty()) return fail_with(failed);
     address = daemon.address();
-    if (options.transport == "unix") address = "unix:" + work_folder + "/store/cairn.sock";
+    if (options.transport == "unix" || options.transport == "shm")
+      address = "unix:" + work_folder + "/store/cairn.sock";
     mkdir((work_folder + "/files").c_str(), 0700);
   }
   const auto world = static_cast<std::uint32_t>(saved.size());

@@ -51,8 +51,8 @@ int main(int argc, char** argv) {
   auto* data = checkpoint->add_option("--data", o.data, "folder for a daemon of its own, and for the peers' files");
   auto* server = checkpoint->add_option("--server", o.server, "a running daemon, HOST:PORT");
   data->excludes(server);
-  checkpoint->add_option("--transport", o.transport, "auto, tcp or unix")
-      ->check(CLI::IsMember({"auto", "tcp", "unix"}))
+  checkpoint->add_option("--transport", o.transport, "auto, tcp, unix or shm")
+      ->check(CLI::IsMember({"auto", "tcp", "unix", "shm"}))
       ->capture_default_str();
   checkpoint->add_option("--arena", o.arena_bytes, "staging memory of a rank")->transform(CLI::AsSizeValue(false));
   checkpoint->add_option("--chunk", o.chunk_bytes, "bytes of a chunk")->transform(CLI::AsSizeValue(false));

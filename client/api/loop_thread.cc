@@ -4,11 +4,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "proto/runtime/shared_memory.h"
+
 namespace cairn {
 namespace {
 
 std::string program_name() {
   return std::string(program_invocation_short_name) + "[" + std::to_string(getpid()) + "]";
+}
+
+/// Where a daemon on this host reads to. Enough for its disk to be busy; behind it lies the arena.
+constexpr std::uint64_t kWindowBytes = 32 * kMiB;
+
+/// Null where the system refuses: bytes then go through the socket.
+std::shared_ptr<rt::SharedMemory> share(std::uint64_t arena_bytes) {
+  auto memory = rt::make_shared_memory(kWindowBytes + round_up(arena_bytes, kUnitBytes));
+  return memory ? *std::move(memory) : nullptr;
 }
 
 Result<void> check(const ClientOptions& options) {
@@ -42,7 +53,12 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
   TRY(impl->runtime_, rt::RealRuntime::create({.offload_threads = 2, .log_min = rt::Level::kWarning, .log = nullptr}));
   const auto chunk_bytes = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(options.chunk_bytes, round_down(options.arena_bytes / 2, kBlockBytes)));
-  TRY(impl->arena_, client::Arena::create(impl->loop(), options.arena_bytes, chunk_bytes));
+  auto memory = options.unix_socket && options.shared_memory ? share(options.arena_bytes) : nullptr;
+  if (memory) {
+    impl->arena_ = client::Arena::over(impl->loop(), memory, kWindowBytes, chunk_bytes);
+  } else {
+    TRY(impl->arena_, client::Arena::create(impl->loop(), options.arena_bytes, chunk_bytes));
+  }
   impl->thread_ = std::thread([loop = &impl->loop()] { loop->run(); });
 
   // Fresh memory costs more to touch than to copy into; populating it changes no byte, so it may run beside a stage().
@@ -55,6 +71,8 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
   session.name = options.name.empty() ? program_name() : options.name;
   if (options.unix_socket) session.host = rt::boot_id();
   session.connections = options.connections;
+  session.memory = memory;
+  session.window_bytes = memory ? kWindowBytes : 0;
   TRY(impl->session_, impl->call<std::shared_ptr<client::Session>>([raw = impl.get(), session] {
     return client::Session::connect(raw->runtime_->seams(), session, raw->deadline());
   }));

@@ -1,10 +1,12 @@
 #pragma once
 
+#include <cassert>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
 
+#include "proto/rt/seams.h"
 #include "proto/rt/unit_pool.h"
 
 namespace cairn::client {
@@ -22,6 +24,14 @@ class Arena {
                                       std::to_string(chunk_bytes) + " bytes");
     TRY(auto pool, rt::UnitPool::create(loop, bytes / unit_bytes, unit_bytes));
     return std::unique_ptr<Arena>(new Arena(loop, std::move(pool), chunk_bytes));
+  }
+  /// Over memory that the daemon sees too: `memory` from `begin` on.
+  static std::unique_ptr<Arena> over(rt::Loop& loop, std::shared_ptr<rt::SharedMemory> memory, std::uint64_t begin,
+                                     std::uint32_t chunk_bytes, std::uint32_t unit_bytes = kUnitBytes) {
+    const auto slab = memory->bytes().subspan(begin);
+    assert(slab.size() / 2 >= chunk_bytes);
+    return std::unique_ptr<Arena>(
+        new Arena(loop, rt::UnitPool::over(loop, std::move(memory), slab, unit_bytes), chunk_bytes));
   }
 
   /// Units for `bytes` (at most chunk_bytes()). Waits, first come first served.

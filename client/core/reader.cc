@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "client/core/shared_reader.h"
 #include "proto/common/checksum.h"
 #include "proto/common/units.h"
 #include "proto/wire/codec.h"
@@ -85,6 +86,16 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
                     const std::vector<std::span<std::byte>>* destinations, rt::Semaphore* in_flight,
                     rt::Duration timeout, ReadStats* stats, const std::function<void(std::uint64_t)>* progress) {
   CO_TRY(auto turn, co_await in_flight->acquire(1));
+  const auto deadline = session->runtime().loop.now() + timeout;
+  if (fits_shared(*session, *request)) {
+    auto shared = co_await read_shared(session, request, destinations, deadline);
+    if (shared) {
+      *stats += *shared;
+      if (*progress) (*progress)(request->bytes);
+      co_return {};
+    }
+    // Whatever it was: the way below finds out, and tells.
+  }
   wire::ReadRanges read;
   for (const auto& chunk : request->chunks) {
     auto* to = read.add_chunks();
@@ -96,7 +107,6 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
   auto new_sink = [request, destinations, &received]() -> std::unique_ptr<rpc::Sink> {
     return std::make_unique<ScatterSink>(*request, *destinations, received);
   };
-  const auto deadline = session->runtime().loop.now() + timeout;
   auto sent = co_await session->read_ranges(request->group, wire::encode(read), std::move(new_sink), deadline);
   if (!sent) {
     auto error = std::move(sent).error();

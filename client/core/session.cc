@@ -1,6 +1,7 @@
 #include "client/core/session.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
@@ -16,6 +17,16 @@ Task<std::string> send_call(std::shared_ptr<rpc::Channel> channel, wire::Method 
 Task<std::string> send_upload(std::shared_ptr<rpc::Channel> channel, std::string request,
                               std::vector<rpc::Piece> pieces, rt::TimePoint deadline) {
   co_return co_await channel->upload(wire::Method::kPutChunk, std::move(request), std::move(pieces), deadline);
+}
+
+bool shares_memory(const rpc::Channel& channel) {
+  return (channel.agreed().features & rpc::kSharesMemory) != 0;
+}
+
+/// The pieces stay as they are until the answer comes: the daemon looks at them where they lie.
+Task<std::string> send_places(std::shared_ptr<rpc::Channel> channel, std::string request,
+                              std::vector<rpc::Piece> /*pieces*/, rt::TimePoint deadline) {
+  co_return co_await channel->call(wire::Method::kPutChunk, std::move(request), deadline);
 }
 
 Task<std::string> send_download(std::shared_ptr<rpc::Channel> channel, std::string request,
@@ -40,6 +51,9 @@ Task<std::shared_ptr<Session>> Session::connect(rt::Runtime runtime, SessionOpti
   auto session = std::shared_ptr<Session>(new Session(runtime, std::move(options)));
   CO_TRY(auto channel, co_await session->channel(0, deadline));
   session->unit_bytes_ = channel->agreed().unit_bytes;
+  if (const auto& o = session->options_; o.memory && o.window_bytes >= session->unit_bytes_)
+    session->window_ =
+        rt::UnitPool::over(runtime.loop, o.memory, o.memory->bytes().first(o.window_bytes), session->unit_bytes_);
   CO_CHECK_OK(co_await session->load_map(deadline));
   co_return session;
 }
@@ -48,6 +62,7 @@ Task<std::shared_ptr<rpc::Channel>> Session::dial(std::string address, rt::TimeP
   const auto soon = std::min(deadline, runtime_.loop.now() + options_.dial_max);
   rpc::Channel::Options options;
   options.client_name = options_.name;
+  options.memory = options_.memory;
   // What cannot be read is asked for again by repeat(), which reports it.
   options.newer_map = [session = weak_from_this()](std::string map) {
     if (auto self = session.lock()) (void)self->take_map(map);
@@ -82,6 +97,7 @@ Task<std::shared_ptr<rpc::Channel>> Session::channel(std::size_t slot_index, rt:
     if (dialled) {
       slot.channel = std::move(*dialled);
       address_ = slot.channel->peer();
+      shares_memory_ = shares_memory(*slot.channel);
       co_return slot.channel;
     }
     // A wrong protocol or address does not heal by trying again.
@@ -213,11 +229,39 @@ Task<Session::Reply> Session::plain_call(wire::Method method, std::string reques
 
 Task<Session::Reply> Session::put_chunk(DataGroup group, std::string request, std::vector<rpc::Piece> pieces,
                                         rt::TimePoint deadline) {
-  Send send = [pieces = std::move(pieces), deadline](std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+  // As further fields of the request, for connections where it makes sense.
+  wire::PutChunk places;
+  for (const auto& piece : pieces) {
+    const auto place = place_of(piece.payload.bytes());
+    if (!place) break;
+    places.add_shared(*place);
+  }
+  const bool all = !pieces.empty() && static_cast<std::size_t>(places.shared_size()) == pieces.size();
+  Send send = [pieces = std::move(pieces), places = all ? wire::encode(places) : std::string(), deadline](
+                  std::shared_ptr<rpc::Channel> channel, std::string stamped) {
+    if (!places.empty() && shares_memory(*channel))
+      return send_places(std::move(channel), std::move(stamped) + places, pieces, deadline);
     return send_upload(std::move(channel), std::move(stamped), pieces, deadline);
   };
   const auto slot = next_bulk_++ % slots_.size();
   co_return co_await repeat("put chunk", slot, Stamped::kChunks, group, std::move(request), std::move(send), deadline);
+}
+
+std::optional<std::uint64_t> Session::place_of(std::span<const std::byte> bytes) const {
+  if (!options_.memory) return std::nullopt;
+  const auto all = options_.memory->bytes();
+  const std::less_equal<const std::byte*> before;
+  if (!before(all.data(), bytes.data()) || !before(bytes.data() + bytes.size(), all.data() + all.size()))
+    return std::nullopt;
+  return static_cast<std::uint64_t>(bytes.data() - all.data());
+}
+
+Task<std::string> Session::read_shared(DataGroup group, std::string request, rt::TimePoint deadline) {
+  auto self = shared_from_this();
+  CO_TRY(auto channel, co_await this->channel(next_bulk_++ % slots_.size(), deadline));
+  if (!shares_memory(*channel)) co_return fail(Errc::kUnavailable, "the connection shares no memory");
+  CO_TRY(const auto stamp_bytes, stamp(Stamped::kChunks, group));
+  co_return co_await channel->call(wire::Method::kReadShared, std::move(request) + stamp_bytes, deadline);
 }
 
 Task<Session::Reply> Session::read_ranges(DataGroup group, std::string request,
@@ -230,7 +274,7 @@ Task<Session::Reply> Session::read_ranges(DataGroup group, std::string request,
 }
 
 std::string Session::description() const {
-  return address_;
+  return address_ + (shares_memory_ ? ", shared memory" : "");
 }
 
 std::uint64_t Session::bytes_received() const {

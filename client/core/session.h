@@ -4,6 +4,8 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "proto/rpc/rpc.h"
 #include "proto/rt/seams.h"
 #include "proto/rt/sync.h"
+#include "proto/rt/unit_pool.h"
 
 namespace cairn::client {
 
@@ -20,6 +23,13 @@ struct SessionOptions {
   std::string name;                  // for the daemon's logs
   std::string host;                  // this host's boot id; equal to the daemon's: its unix socket is used
   std::uint32_t connections = 1;     // for bulk data, 1 .. 16
+  /// Offered to a daemon on this host: it writes staged chunks from it, and reads into its first window_bytes. Those
+  /// are the session's own; what is staged lies behind them, because a read that was given up may still arrive, and
+  /// must never hit bytes that wait to be saved.
+  std::shared_ptr<rt::SharedMemory> memory = {};
+  std::uint64_t window_bytes = 0;
+  /// Ranges that are shorter on average are gathered by the daemon: of the blocks around them too little is wanted.
+  std::uint64_t shared_range_bytes_min = 2 * kBlockBytes;
   rt::Duration dial_max = std::chrono::seconds(5);
   rt::Duration backoff_min = std::chrono::milliseconds(20);
   rt::Duration backoff_max = std::chrono::seconds(1);
@@ -45,11 +55,23 @@ class Session : public std::enable_shared_from_this<Session> {
   Task<Reply> record_call(wire::Method method, HomeGroup group, std::string request, rt::TimePoint deadline);
   /// A call about no single group (listings, the map).
   Task<Reply> plain_call(wire::Method method, std::string request, rt::TimePoint deadline);
-  /// Stores a chunk; `request` is a PutChunk without its stamp.
+  /// Stores a chunk; `request` is a PutChunk without its stamp. Pieces that lie in the shared memory do not travel: the
+  /// daemon is told where they are.
   Task<Reply> put_chunk(DataGroup group, std::string request, std::vector<rpc::Piece> pieces, rt::TimePoint deadline);
   /// Reads ranges; `request` is a ReadRanges without its stamp. A new sink is made for each try.
   Task<Reply> read_ranges(DataGroup group, std::string request, std::function<std::unique_ptr<rpc::Sink>()> sink,
                           rt::TimePoint deadline);
+
+  /// Reads blocks into the window; `request` is a ReadShared without its stamp. Not repeated: what fails is read by
+  /// read_ranges(). errors: kUnavailable  the connection shares no memory
+  Task<std::string> read_shared(DataGroup group, std::string request, rt::TimePoint deadline);
+  /// Where daemons on this host read to; null: there is none, or the daemon does not see it.
+  rt::UnitPool* window() const { return shares_memory_ ? window_.get() : nullptr; }
+  std::uint64_t shared_range_bytes_min() const { return options_.shared_range_bytes_min; }
+  /// What SessionOptions::memory said.
+  std::shared_ptr<rt::SharedMemory> memory() const { return options_.memory; }
+  /// Where bytes of the shared memory lie in it; nothing for other bytes.
+  std::optional<std::uint64_t> place_of(std::span<const std::byte> bytes) const;
 
   /// The `turn`-th, counted round and round, of those of `groups` that serve. errors: kUnavailable
   Result<DataGroup> choose_data_group(const std::vector<DataGroup>& groups, std::uint64_t turn) const;
@@ -95,6 +117,8 @@ class Session : public std::enable_shared_from_this<Session> {
   std::string address_;  // in use
   std::uint32_t unit_bytes_ = 0;
   std::uint64_t received_before_ = 0;  // by connections that are gone
+  std::unique_ptr<rt::UnitPool> window_;
+  bool shares_memory_ = false;  // the connection that was dialled last
   bool closed_ = false;
   Protection protection_{*this};
   rt::Scope background_;

@@ -93,6 +93,7 @@ class ChannelImpl final : public Channel, public std::enable_shared_from_this<Ch
   // ---- Handshake
 
   Task<void> shake_hands() {
+    if (options_.memory && !stream_->attach(options_.memory)) options_.memory.reset();
     const auto hello = encode_hello(options_);
     if (hello.size() > wire::kHelloBytesMax)
       co_return fail(Errc::kInvalid, "hello of " + std::to_string(hello.size()) + " bytes is over the limit");
@@ -104,6 +105,8 @@ class ChannelImpl final : public Channel, public std::enable_shared_from_this<Ch
     auto agreed = co_await read_greeting();
     if (!agreed) co_return fail(std::move(agreed).error().with(address_ + ": handshake"));
     agreed_ = *std::move(agreed);
+    if (!options_.memory && (agreed_.features & kSharesMemory) != 0)
+      co_return fail(Errc::kProtocol, address_ + ": handshake: the daemon takes memory that was not offered");
     slots_.emplace(runtime_.loop, agreed_.calls_max);
     credit_ = agreed_.credit_units;
     co_return {};

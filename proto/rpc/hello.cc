@@ -31,7 +31,7 @@ std::string encode_hello(const Channel::Options& options) {
   wire::Hello hello;
   hello.set_version_min(kVersionMin);
   hello.set_version_max(kVersionMax);
-  hello.set_features(kFeatures);
+  hello.set_features(options.memory ? kFeatures : kFeatures & ~kSharesMemory);
   hello.set_client(options.client_name.substr(0, kNameBytesMax));
   hello.set_auth(options.auth);
   hello.set_cluster(options.cluster);
@@ -53,7 +53,7 @@ Result<Greeting> answer_hello(std::string_view message, const Agreed& self) {
 
   wire::HelloReply reply;
   reply.set_version(version);
-  reply.set_features(hello.features() & kFeatures);
+  reply.set_features(hello.features() & self.features);
   reply.set_node(self.node);
   reply.set_cluster(self.cluster);
   reply.set_credit_units(self.credit_units);

@@ -11,9 +11,6 @@
 
 namespace cairn::rpc {
 
-/// Feature bits of this version: none yet. Both sides use what both know.
-inline constexpr std::uint64_t kFeatures = 0;
-
 std::string encode_hello(const Channel::Options& options);
 
 /// What a daemon learns from a hello, and its answer.
@@ -21,7 +18,7 @@ struct Greeting {
   std::string client;  // printable, about 128 bytes: for logs
   std::string reply;   // a HelloReply
 };
-/// `self`: the daemon's own half of what gets agreed; its version and features are ignored.
+/// `self`: the daemon's own half of what gets agreed, features that it offers included; its version is ignored.
 /// errors: kProtocol  malformed, or no common version (names both sides' versions)
 ///         kDenied    authentication that this daemon does not know
 ///         kInvalid   another cluster is expected

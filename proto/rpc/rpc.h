@@ -19,6 +19,11 @@
 
 namespace cairn::rpc {
 
+/// Features, as bits of the hello. Both sides use what both know.
+inline constexpr std::uint64_t kSharesMemory =
+    1;  // the client's memory came with the hello and is mapped by the daemon
+inline constexpr std::uint64_t kFeatures = kSharesMemory;
+
 /// What both sides agreed on in the hello.
 struct Agreed {
   std::uint32_t version = 0;
@@ -60,6 +65,9 @@ class Channel {
     std::string cluster;      // expected cluster id, or empty
     rt::Duration ping_every = std::chrono::seconds(5);
     rt::Duration silence_max = std::chrono::seconds(15);  // no byte for so long: the connection is dead
+    /// Offered to a daemon that is reached over a unix socket; taken when Agreed::features says so. The daemon reads
+    /// and writes only what calls name, and as long as the connection or their disk operations last.
+    std::shared_ptr<rt::SharedMemory> memory = {};
     /// Gets the map (serialized wire::Map) that comes with a kStale error, before that error is returned.
     std::function<void(std::string map)> newer_map = {};
   };
@@ -97,6 +105,8 @@ class ServerCall {
   virtual const std::string& request() const = 0;
   virtual const std::string& client() const = 0;  // name from the hello and peer address
   virtual std::uint64_t connection() const = 0;   // unique per connection since start
+  /// The client's own memory, mapped here; null: not shared on this connection.
+  virtual std::shared_ptr<rt::SharedMemory> memory() const { return nullptr; }
   /// The next data frame of this call. errors: kUnavailable  connection lost
   virtual Task<Data> next_data() = 0;
   /// Sends one data frame (payload in pieces, in total at most the client's limit). Waits while the peer reads slowly.

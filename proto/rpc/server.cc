@@ -63,6 +63,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
     rt::Semaphore::Lease share, budget;  // of the request's memory: of the connection, of the server
     std::string client;
     std::uint64_t connection = 0;
+    std::shared_ptr<rt::SharedMemory> memory;
   };
   CallImpl(rt::Loop& loop, std::weak_ptr<Connection> owner, Facts facts)
       : facts_(std::move(facts)), owner_(std::move(owner)), arrived_(loop), turn_(loop, 1) {}
@@ -71,6 +72,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
   const std::string& request() const override { return facts_.request; }
   const std::string& client() const override { return facts_.client; }
   std::uint64_t connection() const override { return facts_.connection; }
+  std::shared_ptr<rt::SharedMemory> memory() const override { return facts_.memory; }
   Task<Data> next_data() override { return next_data_of(shared_from_this()); }
   Task<void> send_data(std::string message, std::vector<Buffer> payload) override {
     return send_data_of(shared_from_this(), std::move(message), std::move(payload));
@@ -192,7 +194,8 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   const std::uint64_t id_;
   std::unique_ptr<rt::Stream> stream_;
   const std::string identity_;
-  std::string client_;  // name and address, for handlers and logs
+  std::string client_;                        // name and address, for handlers and logs
+  std::shared_ptr<rt::SharedMemory> memory_;  // the client's
   FrameReader reader_;
   Outbox outbox_;
   Phase phase_ = Phase::kHello;
@@ -606,7 +609,16 @@ Task<void> Connection::greet() {
     co_return fail(Errc::kProtocol, "the first frame is no hello");
   CO_TRY(const auto hello, co_await reader_.message(header));
   const auto& o = server_.options;
-  auto greeting = answer_hello(hello, {.node = o.node,
+  auto memory = stream_->take_attached();
+  if (memory) {
+    memory_ = *std::move(memory);
+  } else {
+    // It goes on without: its bytes come through the socket.
+    server_.rt.log.write(rt::Level::kWarning, "shared_memory_refused",
+                         {{"client", client_}, {"reason", memory.error().message}});
+  }
+  auto greeting = answer_hello(hello, {.features = memory_ ? kFeatures : kFeatures & ~kSharesMemory,
+                                       .node = o.node,
                                        .cluster = o.cluster,
                                        .credit_units = o.credit_units,
                                        .unit_bytes = static_cast<std::uint32_t>(server_.units.unit_bytes()),
@@ -652,7 +664,8 @@ Task<void> Connection::take_request(FrameHeader header) {
                                                          .share = std::move(share),
                                                          .budget = std::move(budget),
                                                          .client = client_,
-                                                         .connection = id_});
+                                                         .connection = id_,
+                                                         .memory = memory_});
   auto& running = *calls_.emplace(call->id(), std::make_unique<Running>(loop(), call)).first->second;
   running.scope.spawn(run_call(this, call, server_.handler(call)));
   co_return {};

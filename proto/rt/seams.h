@@ -29,6 +29,14 @@ class Offload {
   virtual void submit(Job work, Job done) = 0;
 };
 
+/// Memory that two processes of one host see. Whatever the other side wishes may happen to its bytes at any moment, so
+/// nothing may depend on them that hurts more than the other side's own data.
+class SharedMemory {
+ public:
+  virtual ~SharedMemory() = default;
+  virtual std::span<std::byte> bytes() const = 0;
+};
+
 /// One byte stream. At most one read and one write at a time; the two may overlap.
 /// A read or write that is waiting when close() is called ends with kUnavailable.
 class Stream {
@@ -40,6 +48,14 @@ class Stream {
   virtual Task<std::size_t> read_some(std::span<std::byte> into) = 0;
   /// Writes all pieces in order (gathered). They must outlive the call.
   virtual Task<void> write_all(std::vector<std::span<const std::byte>> pieces) = 0;
+  /// Sends `memory` with the first byte of the next write_all(). False: this stream cannot (it may leave the host).
+  virtual bool attach(std::shared_ptr<SharedMemory> memory) {
+    (void)memory;
+    return false;
+  }
+  /// What came attached to the bytes read so far, at most one; null: nothing did.
+  /// errors: kInvalid  no memory, or its owner could take it away from under us
+  virtual Result<std::shared_ptr<SharedMemory>> take_attached() { return std::shared_ptr<SharedMemory>(); }
   virtual void close() = 0;
   virtual std::string peer() const = 0;
 };

@@ -10,12 +10,8 @@ namespace cairn::rt {
 
 struct UnitPool::State {
   State(Loop& loop, std::size_t units, std::size_t size) : unit_bytes(size), free_count(loop, units) {}
-  State(const State&) = delete;
-  State& operator=(const State&) = delete;
-  ~State() {
-    if (slab.data() != nullptr) munmap(slab.data(), slab.size());
-  }
   std::size_t unit_bytes;
+  std::shared_ptr<void> owner;  // of the slab
   std::span<std::byte> slab;
   Semaphore free_count;  // who may take from free_units
   std::vector<std::size_t> free_units;
@@ -43,13 +39,21 @@ MutableBuffer take(std::shared_ptr<State> state, Semaphore::Lease lease) {
 }  // namespace
 
 Result<std::unique_ptr<UnitPool>> UnitPool::create(Loop& loop, std::size_t units, std::size_t unit_bytes) {
-  auto state = std::make_shared<State>(loop, units, unit_bytes);
   const std::size_t size = units * unit_bytes;
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED)
     return fail(Errc::kFailed, "mmap of " + std::to_string(size) + " bytes for buffers: " + std::strerror(errno));
   madvise(memory, size, MADV_HUGEPAGE);  // a wish: fewer page faults where the kernel allows it
-  state->slab = {static_cast<std::byte*>(memory), size};
+  std::shared_ptr<void> owner(memory, [size](void* at) { munmap(at, size); });
+  return over(loop, std::move(owner), {static_cast<std::byte*>(memory), size}, unit_bytes);
+}
+
+std::unique_ptr<UnitPool> UnitPool::over(Loop& loop, std::shared_ptr<void> owner, std::span<std::byte> slab,
+                                         std::size_t unit_bytes) {
+  const auto units = slab.size() / unit_bytes;
+  auto state = std::make_shared<State>(loop, units, unit_bytes);
+  state->owner = std::move(owner);
+  state->slab = slab;
   for (std::size_t i = units; i-- > 0;) state->free_units.push_back(i);
   return std::unique_ptr<UnitPool>(new UnitPool(std::move(state)));
 }

@@ -32,6 +32,11 @@ class UnitPool {
   /// errors: kFailed  the memory cannot be had
   static Result<std::unique_ptr<UnitPool>> create(Loop& loop, std::size_t units, std::size_t unit_bytes = kUnitBytes);
 
+  /// Over memory of somebody else's, which `owner` keeps.
+  /// sizes: slab a multiple of unit_bytes, aligned to 4096
+  static std::unique_ptr<UnitPool> over(Loop& loop, std::shared_ptr<void> owner, std::span<std::byte> slab,
+                                        std::size_t unit_bytes = kUnitBytes);
+
   /// Waits, first come first served.
   Task<MutableBuffer> acquire();
   std::optional<MutableBuffer> try_acquire();

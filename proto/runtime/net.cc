@@ -9,12 +9,14 @@
 #include <asio/posix/stream_descriptor.hpp>
 #include <cassert>
 #include <cerrno>
+#include <cstring>
 
 #include "proto/common/text.h"
 #include "proto/common/units.h"
 #include "proto/rt/offload.h"
 #include "proto/runtime/address.h"
 #include "proto/runtime/asio_loop.h"
+#include "proto/runtime/shared_memory.h"
 
 namespace cairn::rt {
 namespace {
@@ -25,7 +27,10 @@ class UniqueFd {
  public:
   explicit UniqueFd(int fd) : fd_(fd) {}
   UniqueFd(UniqueFd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  UniqueFd& operator=(UniqueFd&&) = delete;
+  UniqueFd& operator=(UniqueFd&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
   ~UniqueFd() {
     if (fd_ >= 0) ::close(fd_);
   }
@@ -79,6 +84,11 @@ class Socket : public std::enable_shared_from_this<Socket> {
 
   bool drained = true;  // the last read took all there was
 
+  // Unix sockets only: what is to go with the next byte, and what came.
+  bool passes_descriptors = false;
+  std::shared_ptr<SharedMemory> attached;
+  UniqueFd arrived{-1};
+
   /// A peer that sends or takes as fast as we can must not keep the loop from everybody else.
   bool turn_is_over(Direction direction, std::size_t bytes) {
     auto& used = used_[direction];
@@ -123,7 +133,8 @@ class SocketStream final : public Stream {
     if (socket->drained) co_await socket->ready(kRead);
     for (;;) {
       if (socket->closed()) co_return closed_here(peer);
-      const auto got = ::recv(socket->fd(), into.data(), into.size(), 0);
+      const auto got =
+          socket->passes_descriptors ? receive(*socket, into) : ::recv(socket->fd(), into.data(), into.size(), 0);
       if (got >= 0) {
         socket->drained = static_cast<std::size_t>(got) < into.size();
         if (socket->turn_is_over(kRead, static_cast<std::size_t>(got))) socket->drained = true;  // next time, wait
@@ -154,6 +165,8 @@ class SocketStream final : public Stream {
       msghdr message{};
       message.msg_iov = gathered.data();
       message.msg_iovlen = count;
+      Control control;
+      if (socket->attached) control.put(message, descriptor_of(*socket->attached));
       const auto sent = ::sendmsg(socket->fd(), &message, MSG_NOSIGNAL);
       if (sent < 0) {
         if (errno == EAGAIN || errno == EWOULDBLOCK)
@@ -162,6 +175,7 @@ class SocketStream final : public Stream {
           co_return fail(Errc::kUnavailable, "write to " + peer + ": " + errno_text(errno));
         continue;
       }
+      if (sent > 0) socket->attached.reset();
       for (auto left = static_cast<std::size_t>(sent); left > 0;) {
         const auto step = std::min(left, pieces[next].size());
         pieces[next] = pieces[next].subspan(step);
@@ -173,10 +187,56 @@ class SocketStream final : public Stream {
     co_return {};
   }
 
+  bool attach(std::shared_ptr<SharedMemory> memory) override {
+    if (!socket_->passes_descriptors || descriptor_of(*memory) < 0) return false;
+    socket_->attached = std::move(memory);
+    return true;
+  }
+  Result<std::shared_ptr<SharedMemory>> take_attached() override {
+    if (socket_->arrived.get() < 0) return std::shared_ptr<SharedMemory>();
+    return map_shared_memory(socket_->arrived.release());
+  }
   void close() override { socket_->close(); }
   std::string peer() const override { return peer_; }
 
  private:
+  /// Room for a descriptor beside the bytes of a message.
+  struct Control {
+    alignas(cmsghdr) std::array<std::byte, CMSG_SPACE(sizeof(int))> room{};
+
+    void put(msghdr& message, int fd) {
+      message.msg_control = room.data();
+      message.msg_controllen = room.size();
+      auto* header = CMSG_FIRSTHDR(&message);
+      header->cmsg_level = SOL_SOCKET;
+      header->cmsg_type = SCM_RIGHTS;
+      header->cmsg_len = CMSG_LEN(sizeof fd);
+      std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    }
+  };
+  /// recv() that keeps the first descriptor a peer sends; the kernel closes those that find no room.
+  static ssize_t receive(Socket& socket, std::span<std::byte> into) {
+    iovec piece{into.data(), into.size()};
+    Control control;
+    msghdr message{};
+    message.msg_iov = &piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.room.data();
+    message.msg_controllen = control.room.size();
+    const auto got = ::recvmsg(socket.fd(), &message, MSG_CMSG_CLOEXEC);
+    if (got < 0) return got;
+    for (auto* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS ||
+          header->cmsg_len < CMSG_LEN(sizeof(int)))
+        continue;
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
+      UniqueFd owned(fd);
+      if (socket.arrived.get() < 0) socket.arrived = std::move(owned);
+    }
+    return got;
+  }
+
   static Failure closed_here(const std::string& peer) {
     return fail(Errc::kUnavailable, "connection to " + peer + ": closed on this side");
   }
@@ -246,8 +306,10 @@ class SocketListener final : public Listener {
                             SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (fd.get() >= 0) {
         tune(fd.get(), from.family());
+        const bool from_unix = from.family() == AF_UNIX;
         auto peer = peer_of(fd.get(), from);
         auto accepted = std::make_shared<Socket>(loop, fd.release());
+        accepted->passes_descriptors = from_unix;
         co_return std::make_unique<SocketStream>(std::move(accepted), std::move(peer));
       }
       const int error = errno;
@@ -315,6 +377,7 @@ class RealNet final : public Net {
     const int rc = ::connect(fd.get(), to.get(), to.size);
     const int error = errno;
     auto socket = std::make_shared<Socket>(loop, fd.release());
+    socket->passes_descriptors = to.family() == AF_UNIX;
     // The descriptor closes with `socket`, also when this Task is dropped during the wait.
     struct Closer {
       std::shared_ptr<Socket> socket;

@@ -35,6 +35,8 @@ std::string_view name_of(Method method) {
       return "put_chunk";
     case Method::kReadRanges:
       return "read_ranges";
+    case Method::kReadShared:
+      return "read_shared";
     case Method::kBucketCreate:
       return "bucket_create";
     case Method::kBucketShow:

@@ -34,6 +34,7 @@ enum class Method : std::uint16_t {
   kMap = 1,
   kPutChunk = 10,
   kReadRanges = 11,
+  kReadShared = 12,
   kBucketCreate = 20,
   kBucketShow = 21,
   kBucketList = 22,

@@ -158,6 +158,22 @@ storage::ChunkStore::Room Chunks::room() const {
   return out;
 }
 
+Task<storage::ChunkStore::Raw> Chunks::read_raw(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                                rt::MutableBuffer into) {
+  std::optional<Error> first;
+  for (auto* target : readable(group, id)) {
+    auto read = co_await target->chunks().read_raw(id, offset, size, into);
+    if (read) {
+      if (first) ++reads_elsewhere_;
+      co_return read;
+    }
+    if (read.error().code == Errc::kInvalid || read.error().code == Errc::kUnavailable) co_return read;
+    if (!first || first->code == Errc::kNotFound) first = std::move(read).error();
+  }
+  if (!first) co_return no_member(group);
+  co_return fail(*std::move(first));
+}
+
 Task<Buffer> Chunks::read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size) {
   std::optional<Error> first;
   for (auto* target : readable(group, id)) {

@@ -15,6 +15,7 @@ namespace {
 
 // Parts shorter than this are copied together: a unit of memory would be held, and a piece written, for each.
 constexpr std::uint32_t kCopyBelow = 16 * kKiB;
+constexpr int kSharedPiecesMax = 64;
 
 Result<ChunkId> check_put(const wire::PutChunk& put) {
   TRY(const auto id, wire::from_wire(put.id()));
@@ -27,6 +28,33 @@ Result<ChunkId> check_put(const wire::PutChunk& put) {
   if (put.digest() != storage::chunk_digest({put.block_crcs().begin(), put.block_crcs().end()}))
     return bad("the digest is not that of its block CRCs");
   return id;
+}
+
+/// Bytes [at, at + size) of the client's memory. errors: kInvalid
+Result<rt::MutableBuffer> shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size) {
+  auto memory = call.memory();
+  const auto all = memory ? memory->bytes() : std::span<std::byte>();
+  if (at % kSectorBytes != 0 || at > all.size() || size > all.size() - at)
+    return fail(Errc::kInvalid, std::to_string(size) + " bytes at " + std::to_string(at) +
+                                    " of the client's shared memory, which has " + std::to_string(all.size()));
+  return rt::MutableBuffer{.owner = std::move(memory), .bytes = all.subspan(at, size)};
+}
+
+/// The next piece of a chunk, from the client's memory or from the stream.
+Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call, const wire::PutChunk& put,
+                                   std::uint32_t at, std::uint32_t expected, std::uint32_t unit_bytes) {
+  if (put.shared_size() > 0) {
+    const auto piece = static_cast<int>(at / unit_bytes);
+    co_return shared_part(*call, put.shared(piece), round_up(expected, kSectorBytes));
+  }
+  CO_TRY(auto data, co_await call->next_data());
+  wire::DataHeader header;
+  CO_CHECK_OK(wire::decode(data.message, header, "data header"));
+  if (header.offset() != at || data.size != expected)
+    co_return fail(Errc::kInvalid, "a piece of " + std::to_string(data.size) + " bytes at " +
+                                       std::to_string(header.offset()) + " where " + std::to_string(expected) +
+                                       " bytes at " + std::to_string(at) + " come next");
+  co_return std::move(data.memory);
 }
 
 }  // namespace
@@ -54,20 +82,19 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   if (!upload) co_return {};
 
   const auto piece_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
+  const auto pieces = (request.length() + piece_bytes - 1) / piece_bytes;
+  if (request.shared_size() > 0 && static_cast<std::uint32_t>(request.shared_size()) != pieces)
+    co_return fail(Errc::kInvalid, "chunk " + id.text() + ": " + std::to_string(request.shared_size()) +
+                                       " places in shared memory for " + std::to_string(pieces) + " pieces");
   std::optional<Error> failure;
   rt::Scope writes(runtime_.loop);  // after what its tasks use
   for (std::uint32_t at = 0; at < request.length();) {
     if (failure) co_return fail(*std::move(failure));
-    CO_TRY(auto data, co_await call->next_data());
-    owners_.touch(id.owner);
-    wire::DataHeader header;
-    CO_CHECK_OK(wire::decode(data.message, header, "data header"));
     const auto expected = std::min(piece_bytes, request.length() - at);
-    if (header.offset() != at || data.size != expected)
-      co_return fail(Errc::kInvalid, "chunk " + id.text() + ": a piece of " + std::to_string(data.size) + " bytes at " +
-                                         std::to_string(header.offset()) + " where " + std::to_string(expected) +
-                                         " bytes at " + std::to_string(at) + " come next");
-    writes.spawn(upload->write(at, std::move(data.memory), data.size), [&failure](Result<void> written) {
+    auto piece = co_await next_piece(call, request, at, expected, piece_bytes);
+    if (!piece) co_return fail(std::move(piece).error().with("chunk " + id.text()));
+    owners_.touch(id.owner);
+    writes.spawn(upload->write(at, *std::move(piece), expected), [&failure](Result<void> written) {
       if (!written && !failure) failure = std::move(written).error();
     });
     at += expected;
@@ -156,6 +183,39 @@ Task<Buffer> ChunkService::absent(ChunkId id, std::string message) {
   // A chunk that is not there although a record names its owner is damage, unless that has been removed meanwhile.
   if (named) co_return fail(Errc::kDataLoss, std::move(message));
   co_return fail(Errc::kDeleted, std::move(message) + ": what it belonged to has been removed");
+}
+
+Task<void> ChunkService::read_shared_piece(DataGroup group, std::shared_ptr<rpc::ServerCall> call,
+                                           wire::ReadShared::Piece piece, wire::ReadSharedReply::Piece* out) {
+  CO_TRY(const auto id, wire::from_wire(piece.id()));
+  if (piece.length() > chunks_.unit_bytes())
+    co_return fail(Errc::kInvalid, "a read of " + std::to_string(piece.length()) + " bytes in one piece");
+  CO_TRY(auto into, shared_part(*call, piece.to(), round_up(piece.length(), kSectorBytes)));
+  auto read = co_await chunks_.read_raw(group, id, piece.offset(), piece.length(), std::move(into));
+  if (!read && read.error().code == Errc::kNotFound) {
+    auto why = co_await absent(id, std::move(read).error().message);
+    co_return fail(std::move(why).error());
+  }
+  if (!read) co_return fail(std::move(read).error());
+  out->set_length(read->size);
+  out->mutable_block_crcs()->Add(read->block_crcs.begin(), read->block_crcs.end());
+  co_return {};
+}
+
+Task<wire::ReadSharedReply> ChunkService::read_shared(std::shared_ptr<rpc::ServerCall> call, wire::ReadShared request) {
+  if (request.pieces_size() == 0 || request.pieces_size() > kSharedPiecesMax)
+    co_return fail(Errc::kInvalid, "read into shared memory: " + std::to_string(request.pieces_size()) +
+                                       " pieces, allowed are 1 to " + std::to_string(kSharedPiecesMax));
+  wire::ReadSharedReply reply;
+  for (int i = 0; i < request.pieces_size(); ++i) reply.add_pieces();
+  std::vector<Task<void>> reads;
+  for (int i = 0; i < request.pieces_size(); ++i)
+    reads.push_back(read_shared_piece(request.stamp().group(), call, request.pieces(i), reply.mutable_pieces(i)));
+  CO_CHECK_OK(co_await rt::all(runtime_.loop, std::move(reads)));
+  std::uint64_t from_disk = 0;
+  for (const auto& piece : reply.pieces()) from_disk += piece.length();
+  reply.set_bytes_from_disk(from_disk);
+  co_return std::move(reply);
 }
 
 Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, wire::ReadRanges request) {

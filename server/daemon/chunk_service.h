@@ -17,6 +17,10 @@ namespace cairn::wire {
 class PutChunk;
 class ReadRanges;
 class ReadReply;
+class ReadShared;
+class ReadSharedReply;
+class ReadSharedReply_Piece;
+class ReadShared_Piece;
 }  // namespace cairn::wire
 
 namespace cairn::server {
@@ -50,10 +54,16 @@ class ChunkService {
   ///         kDeleted   a chunk whose owner has been removed
   Task<wire::ReadReply> read(std::shared_ptr<rpc::ServerCall> call, wire::ReadRanges request);
 
+  /// Whole blocks into the memory that the client shares, unverified, with their CRCs.
+  /// errors: kInvalid  places outside that memory, sizes;  kDataLoss, kDeleted  as read()
+  Task<wire::ReadSharedReply> read_shared(std::shared_ptr<rpc::ServerCall> call, wire::ReadShared request);
+
  private:
   struct Frame;
   struct Ahead;
   Task<void> read_piece(DataGroup group, std::shared_ptr<Ahead> ahead);
+  Task<void> read_shared_piece(DataGroup group, std::shared_ptr<rpc::ServerCall> call, wire::ReadShared_Piece piece,
+                               wire::ReadSharedReply_Piece* out);
   /// Always an error: why a chunk is not there.
   Task<Buffer> absent(ChunkId id, std::string message);
 

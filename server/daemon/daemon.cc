@@ -148,6 +148,7 @@ class DaemonImpl final : public Daemon {
   Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> read_ranges(std::shared_ptr<rpc::ServerCall> call);
+  Task<std::string> read_shared(std::shared_ptr<rpc::ServerCall> call);
 
   /// A call about records: decoded, its stamp checked, answered.
   /// `more`: what the service wants to know of the caller.
@@ -232,6 +233,16 @@ Task<std::string> DaemonImpl::read_ranges(std::shared_ptr<rpc::ServerCall> call)
   co_return wire::encode(reply);
 }
 
+Task<std::string> DaemonImpl::read_shared(std::shared_ptr<rpc::ServerCall> call) {
+  wire::ReadShared request;
+  CO_CHECK_OK(wire::decode(call->request(), request, "read_shared"));
+  CO_CHECK_OK(check_stamp(request.stamp(), false, request.stamp().group()));
+  CO_TRY(const auto reply, co_await chunks_.read_shared(std::move(call), std::move(request)));
+  bytes_out_ += reply.bytes_from_disk();
+  bytes_from_disk_ += reply.bytes_from_disk();
+  co_return wire::encode(reply);
+}
+
 Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
   const auto method = call->method();
   const auto serve = [&](auto& service, auto member, auto... more) {
@@ -244,6 +255,8 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await put_chunk(std::move(call));
     case Method::kReadRanges:
       co_return co_await read_ranges(std::move(call));
+    case Method::kReadShared:
+      co_return co_await read_shared(std::move(call));
     case Method::kBucketCreate:
       co_return co_await serve(buckets_, &Buckets::create);
     case Method::kBucketShow:

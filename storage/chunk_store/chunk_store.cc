@@ -66,6 +66,7 @@ class Store final : public ChunkStore {
                                       DataGroup group) override;
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
   Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
+  Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   std::size_t unit_bytes() const override { return units_.unit_bytes(); }
   Task<void> remove(std::vector<ChunkId> ids) override { return owned(erase_all(*this, std::move(ids))); }
   Task<std::vector<ChunkInfo>> list(std::optional<ChunkId> after, std::size_t limit) override;
@@ -488,6 +489,33 @@ Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
     co_return fail(Errc::kDataLoss, std::move(error));
   }
   co_return std::move(*filled).freeze(end - begin).slice(offset - begin, size);
+}
+
+Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) {
+  Operation operation(*this);
+  CO_CHECK_OK(check_open());
+  Segments::Pin pin(*segments_, id);
+  CO_TRY(auto entry, co_await look_up(id));
+  const auto& location = entry->location;
+  if (size == 0 || offset % kBlockBytes != 0 || offset >= location.length ||
+      offset / unit_bytes() != (std::uint64_t{offset} + size - 1) / unit_bytes() ||
+      into.bytes.size() < round_up(size, kSectorBytes))
+    co_return fail(Errc::kInvalid, text_of(id) + ": a read of blocks, " + std::to_string(size) + " bytes at " +
+                                       std::to_string(offset) + " of " + std::to_string(location.length));
+  Raw raw;
+  raw.size = std::min(size, location.length - offset);
+  const auto padded = round_up(raw.size, kSectorBytes);
+  into.bytes = into.bytes.first(padded);
+  CO_TRY(auto segment, segments_->find(location.segment));
+  CO_TRY(auto file, co_await segments_->file_of(segment));
+  auto filled = co_await file->read(location.offset() + offset, std::move(into));
+  if (!filled)
+    co_return fail(std::move(filled).error().with(text_of(id) + " in " + segment_name(location.segment) +
+                                                  " at offset " + std::to_string(location.offset() + offset)));
+  bytes_read_ += padded;
+  const auto first = entry->crcs.begin() + offset / kBlockBytes;
+  raw.block_crcs.assign(first, first + static_cast<std::ptrdiff_t>(round_up(raw.size, kBlockBytes) / kBlockBytes));
+  co_return raw;
 }
 
 Task<void> Store::erase_all(Store& self, std::vector<ChunkId> ids) {

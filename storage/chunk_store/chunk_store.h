@@ -81,6 +81,16 @@ class ChunkStore {
   /// aligned piece of unit_bytes(): callers split. One unit is held by the returned Buffer.
   /// errors: kNotFound;  kDataLoss  with chunk, block, segment and offset;  kInvalid  outside the chunk
   virtual Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) = 0;
+  /// Blocks straight from the disk into the caller's memory, *not verified*, with the CRCs that they must have (seeded
+  /// by chunk and block, proto/common/checksum.h) for whoever looks at them.
+  struct Raw {
+    std::uint32_t size = 0;  // what the chunk has of the bytes asked for
+    std::vector<std::uint32_t> block_crcs;
+  };
+  /// sizes:  offset a multiple of 64 KiB, in one aligned piece of unit_bytes(); `into` aligned to 4096, with room for
+  ///         `size` rounded up to 4096
+  /// errors: kNotFound;  kInvalid  outside the chunk
+  virtual Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) = 0;
   virtual std::size_t unit_bytes() const = 0;
 
   /// Erases index entries (synced), then, when no read of an extent is left, punches it or unlinks the empty segment.

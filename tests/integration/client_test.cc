@@ -12,6 +12,8 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <numeric>
 #include <thread>
 
@@ -339,6 +341,99 @@ TEST_CASE("client: a save larger than the arena streams through it; without wait
   auto staged = small->stage();
   REQUIRE_FALSE(staged);
   CHECK(staged.error().code == Errc::kBusy);
+}
+
+TEST_CASE(
+    "client: on the daemon's host the arena is shared; else the unix socket is used, else TCP; bytes are the same",
+    "[integration]") {
+  Job job;
+  const auto bytes = pattern(40u << 20, 11);
+  struct Way {
+    bool unix_socket, shared_memory;
+  };
+  std::uint64_t step = 0;
+  for (const auto saving : {Way{true, true}, Way{true, false}, Way{false, true}}) {
+    auto options = job.options();
+    options.unix_socket = saving.unix_socket;
+    options.shared_memory = saving.shared_memory;
+    auto client = Client::connect(options);
+    REQUIRE(client);
+    const auto how = client->description();
+    CHECK(how.starts_with("unix:") == saving.unix_socket);
+    CHECK(how.ends_with("shared memory") == (saving.unix_socket && saving.shared_memory));
+    auto run = client->open_run({.name = "b/run", .launch = {.job = "job", .restart = step}});
+    REQUIRE(run);
+    auto save = run->begin_save({.step = ++step});
+    REQUIRE(save);
+    // Odd sizes, and many small ones beside a large one.
+    REQUIRE(save->add_tensor({.name = "t", .dtype = DType::u8, .global_shape = {bytes.size()}}, bytes));
+    for (std::size_t i = 0; i < 50; ++i)
+      REQUIRE(save->add_tensor({.name = "s" + std::to_string(i), .dtype = DType::u8, .global_shape = {1000 + i * 777}},
+                               std::span(bytes).subspan(i * 31, 1000 + i * 777)));
+    REQUIRE(save->stage()->wait());
+    // Read back by all of them.
+    for (const auto reading : {Way{true, true}, Way{true, false}, Way{false, true}}) {
+      auto other = job.options();
+      other.unix_socket = reading.unix_socket;
+      other.shared_memory = reading.shared_memory;
+      auto reader = Client::connect(other);
+      REQUIRE(reader);
+      auto saved = reader->open_step("b/run", step);
+      REQUIRE(saved);
+      auto opened = saved->restore();
+      std::vector<std::byte> whole(bytes.size()), part(3'000'001), small(1000 + 49 * 777);
+      opened.want({.name = "t"}, whole);
+      opened.want({.name = "t", .box = Box{.offset = {12'345'678}, .shape = {part.size()}}}, part);
+      opened.want({.name = "s49"}, small);
+      REQUIRE(opened.run());
+      CHECK(whole == bytes);
+      CHECK(std::ranges::equal(part, std::span(bytes).subspan(12'345'678, part.size())));
+      CHECK(std::ranges::equal(small, std::span(bytes).subspan(49 * 31, small.size())));
+    }
+  }
+}
+
+TEST_CASE("client: damage is told, not returned, also where the daemon reads into shared memory", "[integration]") {
+  Job job;
+  const auto bytes = pattern(8u << 20, 5);
+  {
+    auto run = job.open();
+    auto save = run.begin_save({.step = 1});
+    REQUIRE(save->add_tensor({.name = "t", .dtype = DType::u8, .global_shape = {bytes.size()}}, bytes));
+    REQUIRE(save->stage()->wait());
+  }
+  CHECK(job.daemon.stop() == 0);
+  int flipped = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(job.daemon.data())) {
+    if (!entry.path().filename().string().starts_with("segment")) continue;
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    const auto at = static_cast<std::streamoff>(5u << 20);
+    file.seekg(at);
+    const auto old = static_cast<char>(file.get());
+    file.seekp(at);
+    file.put(static_cast<char>(old ^ 4));
+    ++flipped;
+  }
+  REQUIRE(flipped == 1);
+  job.daemon.start();
+  auto client = Client::connect(job.options());
+  REQUIRE(client);
+  REQUIRE(client->description().ends_with("shared memory"));
+  auto step = client->open_step("b/run", 1);
+  REQUIRE(step);
+  std::vector<std::byte> out(bytes.size());
+  auto restore = step->restore();
+  restore.want({.name = "t"}, out);
+  auto read = restore.run();
+  REQUIRE_FALSE(read);
+  CHECK(read.error().code == Errc::kDataLoss);
+  CHECK(read.error().message.find("block") != std::string::npos);
+  // What lies around it is readable.
+  auto again = step->restore();
+  std::vector<std::byte> front(4u << 20);
+  again.want({.name = "t", .box = Box{.offset = {0}, .shape = {front.size()}}}, front);
+  REQUIRE(again.run());
+  CHECK(std::ranges::equal(front, std::span(bytes).first(front.size())));
 }
 
 TEST_CASE("client: a save outlives the daemon: killed in its middle, restarted, the same step commits",

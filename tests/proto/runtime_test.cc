@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -18,6 +20,7 @@
 #include "proto/common/units.h"
 #include "proto/rt/offload.h"
 #include "proto/runtime/runtime.h"
+#include "proto/runtime/shared_memory.h"
 
 using namespace cairn;
 using namespace cairn::rt;
@@ -110,6 +113,92 @@ TEST_CASE("net: what is sent comes back, over TCP, IPv6 and unix sockets", "[run
     co_return got;
   };
   CHECK(f.run(body(f, listener)).value() == "hello");
+}
+
+TEST_CASE("net: memory attached to a unix socket is the same memory on the other side; TCP carries none", "[runtime]") {
+  const std::string kind = GENERATE("unix", "tcp");
+  Fixture f;
+  auto body = [](Fixture& fx, std::string address, bool local) -> Task<void> {
+    CO_TRY(auto pair, co_await connect(fx, std::move(address)));
+    CO_TRY(auto memory, make_shared_memory(4 * kSectorBytes));
+    CHECK(pair.client->attach(memory) == local);
+    std::vector<std::byte> got(3);
+    CO_CHECK_OK(co_await write_text(*pair.client, "one"));
+    CO_CHECK_OK(co_await write_text(*pair.client, "two"));
+    CO_CHECK_OK(co_await read_exactly(*pair.server, got));
+    auto arrived = pair.server->take_attached();
+    REQUIRE(arrived);
+    CHECK((*arrived != nullptr) == local);
+    CHECK(pair.server->take_attached().value() == nullptr);  // once
+    CO_CHECK_OK(co_await read_exactly(*pair.server, got));
+    CHECK(text_of(got) == "two");
+    if (!local) co_return {};
+    const auto theirs = (*arrived)->bytes();
+    REQUIRE(theirs.size() == 4 * kSectorBytes);
+    memory->bytes()[5000] = std::byte{42};
+    CHECK(theirs[5000] == std::byte{42});
+    theirs[7] = std::byte{43};
+    CHECK(memory->bytes()[7] == std::byte{43});
+    // It stays when its maker lets go.
+    memory.reset();
+    CHECK(theirs[5000] == std::byte{42});
+    co_return {};
+  };
+  CHECK(f.run(body(f, f.address(kind), kind == "unix")));
+}
+
+TEST_CASE("net: memory that its owner could take away is refused, and descriptors do not pile up", "[runtime]") {
+  const auto open_descriptors = [] {
+    int n = 0;
+    for (int fd = 0; fd < 256; ++fd) n += fcntl(fd, F_GETFD) >= 0;
+    return n;
+  };
+  const auto before = open_descriptors();
+  const auto refused = [](int fd) {
+    auto mapped = map_shared_memory(fd);
+    REQUIRE_FALSE(mapped);
+    CHECK(mapped.error().code == Errc::kInvalid);
+    return mapped.error().message;
+  };
+  CHECK(refused(memfd_create("t", MFD_CLOEXEC | MFD_ALLOW_SEALING)).find("not sealed against shrinking") !=
+        std::string::npos);
+  CHECK(refused(eventfd(0, EFD_CLOEXEC)).find("not a memfd") != std::string::npos);
+  int pipes[2];
+  REQUIRE(pipe2(pipes, O_CLOEXEC) == 0);
+  refused(pipes[0]);
+  close(pipes[1]);
+  const int empty = memfd_create("t", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  REQUIRE(fcntl(empty, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
+  CHECK(refused(empty).find("0 bytes") != std::string::npos);
+  const int fixed = memfd_create("t", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  REQUIRE(ftruncate(fixed, kSectorBytes) == 0);
+  REQUIRE(fcntl(fixed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_WRITE) == 0);
+  CHECK(refused(fixed).find("against writing") != std::string::npos);
+  CHECK(open_descriptors() == before);
+
+  // A peer that attaches to every write: one is kept, and goes with the connection.
+  {
+    Fixture f;
+    auto body = [](Fixture& fx, std::string address, int& most) -> Task<void> {
+      CO_TRY(auto pair, co_await connect(fx, std::move(address)));
+      CO_TRY(auto memory, make_shared_memory(kSectorBytes));
+      std::vector<std::byte> got(1);
+      int n = 0;
+      for (int fd = 0; fd < 256; ++fd) n += fcntl(fd, F_GETFD) >= 0;
+      for (int i = 0; i < 20; ++i) {
+        CHECK(pair.client->attach(memory));
+        CO_CHECK_OK(co_await write_text(*pair.client, "x"));
+        CO_CHECK_OK(co_await read_exactly(*pair.server, got));
+      }
+      most = -n;
+      for (int fd = 0; fd < 256; ++fd) most += fcntl(fd, F_GETFD) >= 0;
+      co_return {};
+    };
+    int most = 0;
+    CHECK(f.run(body(f, f.address("unix"), most)));
+    CHECK(most == 1);
+  }
+  CHECK(open_descriptors() == before);
 }
 
 TEST_CASE("net: gathered writes of many uneven pieces arrive whole and in order", "[runtime]") {

@@ -1,5 +1,6 @@
 #include "proto/common/checksum.h"
 #include "tests/server/fixture.h"
+#include "tests/sim/memory.h"
 
 using namespace cairn;
 using namespace cairn::server;
@@ -122,6 +123,115 @@ TEST_CASE("daemon: puts that do not fit together are refused and store nothing",
   CHECK_FALSE(f.has(id));
   CHECK_FALSE(outcome(good, pieces));
   CHECK(f.has(id));
+}
+
+TEST_CASE("daemon: a chunk is written from the memory that its client shares, and read into it", "[server]") {
+  ChunkFixture f;
+  f.memory = std::make_shared<sim::SimMemory>(16 * kTestUnitBytes);
+  const auto mine = f.memory->bytes();
+  const auto bytes = pattern(1, 2 * kTestUnitBytes + 777);
+  const auto id = f.chunk(0);
+  // Its units lie wherever the client has them.
+  const std::uint64_t places[] = {5 * kTestUnitBytes, 1 * kTestUnitBytes, 9 * kTestUnitBytes + kSectorBytes};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const auto part = std::string_view(bytes).substr(i * kTestUnitBytes, kTestUnitBytes);
+    std::memcpy(mine.data() + places[i], part.data(), part.size());
+  }
+  wire::PutChunk put;
+  *put.mutable_stamp() = f.stamp_of(false, kFirstDataGroup);
+  wire::to_wire(id, *put.mutable_id());
+  put.set_length(static_cast<std::uint32_t>(bytes.size()));
+  std::vector<std::uint32_t> crcs;
+  for (std::size_t at = 0; at < bytes.size(); at += kBlockBytes)
+    crcs.push_back(crc32c(std::string_view(bytes).substr(at, kBlockBytes),
+                          block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes))));
+  put.mutable_block_crcs()->Assign(crcs.begin(), crcs.end());
+  put.set_digest(storage::chunk_digest(crcs));
+  put.mutable_shared()->Assign(std::begin(places), std::end(places));
+  const auto outcome = [&](const wire::PutChunk& request) {
+    auto answered = f.exchange(Method::kPutChunk, wire::encode(request), {});
+    return answered.reply ? std::optional<Errc>() : answered.reply.error().code;
+  };
+
+  // Places outside of it, not at a sector, too few, too many; bytes that do not match.
+  const auto with = [&](int piece, std::uint64_t place) {
+    auto wrong = put;
+    wrong.set_shared(piece, place);
+    return wrong;
+  };
+  CHECK(outcome(with(0, mine.size())) == Errc::kInvalid);
+  CHECK(outcome(with(1, mine.size() - kSectorBytes)) == Errc::kInvalid);
+  CHECK(outcome(with(1, UINT64_MAX - kSectorBytes + 1)) == Errc::kInvalid);
+  CHECK(outcome(with(0, 1)) == Errc::kInvalid);
+  auto wrong = put;
+  wrong.mutable_shared()->RemoveLast();
+  CHECK(outcome(wrong) == Errc::kInvalid);
+  wrong = put;
+  wrong.add_shared(0);
+  CHECK(outcome(wrong) == Errc::kInvalid);
+  CHECK(outcome(with(0, 0)) == Errc::kDataLoss);
+  const auto memory = std::exchange(f.memory, nullptr);
+  CHECK(outcome(put) == Errc::kInvalid);  // a connection that shares nothing
+  f.memory = memory;
+  CHECK_FALSE(f.has(id));
+
+  CHECK_FALSE(outcome(put));
+  CHECK(f.read(id, 0, static_cast<std::uint32_t>(bytes.size())).value() == bytes);
+  // What the client does with its memory afterwards is its own affair.
+  std::ranges::fill(mine, std::byte{0xee});
+  f.restart_after(sim::Death::kPowerLoss);
+  CHECK(f.read(id, 0, static_cast<std::uint32_t>(bytes.size())).value() == bytes);
+
+  // And back, blocks of two units at once.
+  wire::ReadShared read;
+  *read.mutable_stamp() = f.stamp_of(false, kFirstDataGroup);
+  const auto piece = [&](ChunkId chunk, std::uint32_t offset, std::uint32_t length, std::uint64_t to) {
+    auto& out = *read.add_pieces();
+    wire::to_wire(chunk, *out.mutable_id());
+    out.set_offset(offset);
+    out.set_length(length);
+    out.set_to(to);
+  };
+  const auto read_outcome = [&] {
+    auto answered = f.exchange(Method::kReadShared, wire::encode(read), {});
+    return answered.reply ? std::optional<Errc>() : answered.reply.error().code;
+  };
+  piece(id, kBlockBytes, kBlockBytes, 4 * kTestUnitBytes);
+  piece(id, 2 * kTestUnitBytes, kBlockBytes, 7 * kTestUnitBytes);
+  auto answered = f.exchange(Method::kReadShared, wire::encode(read), {});
+  wire::ReadSharedReply reply;
+  REQUIRE(answered.reply);
+  REQUIRE(wire::decode(*answered.reply, reply, "reply"));
+  CHECK(text_of(mine.subspan(4 * kTestUnitBytes, kBlockBytes)) == bytes.substr(kBlockBytes, kBlockBytes));
+  CHECK(text_of(mine.subspan(7 * kTestUnitBytes, 777)) == bytes.substr(2 * kTestUnitBytes));
+  REQUIRE(reply.pieces_size() == 2);
+  CHECK(reply.pieces(0).length() == kBlockBytes);
+  CHECK(reply.pieces(1).length() == 777);
+  CHECK(reply.pieces(0).block_crcs(0) == crcs[1]);
+  CHECK(reply.pieces(1).block_crcs(0) == crcs.back());
+  CHECK(mine[3 * kTestUnitBytes] == std::byte{0xee});
+
+  for (const auto& [offset, length, to] :
+       std::initializer_list<std::tuple<std::uint32_t, std::uint32_t, std::uint64_t>>{
+           {0, kBlockBytes, mine.size()},                 // outside of it
+           {0, kBlockBytes, mine.size() - kSectorBytes},  // reaching out of it
+           {0, kBlockBytes, 12},                          // not at a sector
+           {100, 100, 0},                                 // not at a block
+           {0, kTestUnitBytes + kBlockBytes, 0},          // two units
+           {0, 0, 0},
+           {4 * kTestUnitBytes, kBlockBytes, 0},  // behind its end
+           {0, UINT32_MAX, 0}}) {
+    read.clear_pieces();
+    piece(id, offset, length, to);
+    CHECK(read_outcome() == Errc::kInvalid);
+  }
+  read.clear_pieces();
+  CHECK(read_outcome() == Errc::kInvalid);
+  for (int i = 0; i < 1000; ++i) piece(id, 0, 100, 0);
+  CHECK(read_outcome() == Errc::kInvalid);
+  read.clear_pieces();
+  piece(f.chunk(1), 0, 100, 0);
+  CHECK(read_outcome() == Errc::kDataLoss);  // its owner lives
 }
 
 TEST_CASE("daemon: ranges come back concatenated in the order asked for", "[server]") {

@@ -13,16 +13,18 @@ namespace {
 class LocalCall final : public rpc::ServerCall {
  public:
   LocalCall(rt::UnitPool& units, Method method, std::string request, std::vector<Fixture::Piece> pieces,
-            std::uint64_t connection)
+            std::uint64_t connection, std::shared_ptr<rt::SharedMemory> memory)
       : units_(units),
         method_(method),
         request_(std::move(request)),
         connection_(connection),
+        memory_(std::move(memory)),
         pieces_(pieces.begin(), pieces.end()) {}
   Method method() const override { return method_; }
   const std::string& request() const override { return request_; }
   const std::string& client() const override { return client_; }
   std::uint64_t connection() const override { return connection_; }
+  std::shared_ptr<rt::SharedMemory> memory() const override { return memory_; }
   Task<Data> next_data() override {
     if (pieces_.empty()) co_return fail(Errc::kUnavailable, "the test has no more data");
     CO_TRY(auto memory, co_await units_.acquire());
@@ -46,6 +48,7 @@ class LocalCall final : public rpc::ServerCall {
   Method method_;
   std::string request_, client_ = "test";
   std::uint64_t connection_;
+  std::shared_ptr<rt::SharedMemory> memory_;
   std::deque<Fixture::Piece> pieces_;
 };
 
@@ -110,7 +113,7 @@ void Fixture::crash(sim::Death death) {
 }
 
 Answered Fixture::exchange(Method method, std::string request, std::vector<Piece> pieces) {
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection);
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection, memory);
   Answered out{.reply = run(daemon->handler()(call)), .bytes = {}, .frames = call->frames.size()};
   for (const auto& [message, payload] : call->frames) {
     wire::DataHeader header;
@@ -127,7 +130,7 @@ Answered Fixture::exchange(Method method, std::string request, std::vector<Piece
 
 std::shared_ptr<std::optional<Result<std::string>>> Fixture::spawn(Method method, std::string request) {
   auto outcome = std::make_shared<std::optional<Result<std::string>>>();
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{}, connection);
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{}, connection, memory);
   node.spawn(keep(daemon->handler()(call), outcome));
   return outcome;
 }

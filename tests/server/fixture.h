@@ -98,7 +98,8 @@ class Fixture {
                                        std::uint64_t writer, const std::string& bytes, bool if_absent = false);
   Result<wire::ObjectInfo> put_object(const std::string& bucket, const std::string& key, const std::string& bytes);
 
-  std::uint64_t connection = 1;  // that calls come by
+  std::uint64_t connection = 1;              // that calls come by
+  std::shared_ptr<rt::SharedMemory> memory;  // that it shares
 
   sim::World world;
   sim::Node& node;

@@ -57,11 +57,16 @@ class SimDaemon::LyingLiveness final : public server::Liveness {
 class SimDaemon::LateCall final : public rpc::ServerCall {
  public:
   explicit LateCall(const rpc::ServerCall& first)
-      : method_(first.method()), request_(first.request()), client_(first.client()), connection_(first.connection()) {}
+      : method_(first.method()),
+        request_(first.request()),
+        client_(first.client()),
+        connection_(first.connection()),
+        memory_(first.memory()) {}
   wire::Method method() const override { return method_; }
   const std::string& request() const override { return request_; }
   const std::string& client() const override { return client_; }
   std::uint64_t connection() const override { return connection_; }
+  std::shared_ptr<rt::SharedMemory> memory() const override { return memory_; }
   Task<Data> next_data() override { return lost(); }
   Task<void> send_data(std::string, std::vector<Buffer>) override { return sent(); }
 
@@ -71,6 +76,7 @@ class SimDaemon::LateCall final : public rpc::ServerCall {
   wire::Method method_;
   std::string request_, client_;
   std::uint64_t connection_;
+  std::shared_ptr<rt::SharedMemory> memory_;
 };
 
 Task<void> SimDaemon::arrive_late(SimDaemon* self, std::shared_ptr<rpc::ServerCall> call, rt::Duration delay) {

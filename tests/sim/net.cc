@@ -46,8 +46,9 @@ struct End {
 struct Connection {
   Connection(std::uint64_t n, Owner a, Owner b) : number(n), ends{End(a), End(b)} {}
   std::uint64_t number;
-  std::array<End, 2> ends;    // 0 dialled, 1 accepted
-  std::array<Pipe, 2> pipes;  // pipes[i] is what end i sends
+  std::array<End, 2> ends;                                    // 0 dialled, 1 accepted
+  std::array<Pipe, 2> pipes;                                  // pipes[i] is what end i sends
+  std::array<std::shared_ptr<rt::SharedMemory>, 2> attached;  // by end i
 };
 using ConnectionPtr = std::shared_ptr<Connection>;
 
@@ -238,6 +239,14 @@ class SimStream final : public rt::Stream {
   Task<std::size_t> read_some(std::span<std::byte> into) override { return read_on(state_, connection_, end_, into); }
   Task<void> write_all(std::vector<std::span<const std::byte>> pieces) override {
     return write_on(state_, connection_, end_, std::move(pieces));
+  }
+  bool attach(std::shared_ptr<rt::SharedMemory> memory) override {
+    if (!state_->net.options.shares_memory) return false;
+    connection_->attached[end_] = std::move(memory);
+    return true;
+  }
+  Result<std::shared_ptr<rt::SharedMemory>> take_attached() override {
+    return std::exchange(connection_->attached[1 - end_], nullptr);
   }
   void close() override { state_->close(connection_, end_); }
   std::string peer() const override { return peer_of(*connection_, end_); }

@@ -32,6 +32,7 @@ struct NetOptions {
   std::uint64_t bytes_per_second = 1 * kGiB;
   std::size_t window_bytes = 256 * kKiB;  // sent and not yet read; a writer waits for room
   std::size_t segment_bytes = 64 * kKiB;  // at most, in one piece
+  bool shares_memory = false;             // as unix sockets do: memory can be attached
 };
 
 /// The network between all nodes: byte streams that keep order and never corrupt or duplicate, because TCP does not.

@@ -47,6 +47,7 @@ Swarm draw_swarm(std::uint64_t seed) {
   if (draw.chance(0.04) && s.daemon_kills > 0) s.index_older = true;
   s.small_disk = draw.chance(0.1);
   s.hostile = draw.chance(0.3);
+  s.shared_memory = on();
   return s;
 }
 
@@ -96,6 +97,7 @@ std::string Swarm::text() const {
   };
   flag(bad_saves, "bad_saves");
   flag(objects, "objects");
+  flag(shared_memory, "shared_memory");
   flag(removals, "removals");
   flag(zombies, "zombies");
   flag(hostile, "hostile");

@@ -26,8 +26,9 @@ struct Swarm {
   double duplicates = 0;     // of requests that arrive again, late
   double liveness_lies = 0;  // wrong or missing answers to the garbage collector, which it must survive
   rt::Duration garbage_grace = std::chrono::seconds(20), garbage_interval = std::chrono::seconds(5);
-  bool hostile = false;  // a peer sends what looks right, at random, also after the healing
-  bool zombies = false;  // older launches go on while newer ones open the run
+  bool hostile = false;        // a peer sends what looks right, at random, also after the healing
+  bool shared_memory = false;  // clients hand their arena to the daemon
+  bool zombies = false;        // older launches go on while newer ones open the run
 
   // Faults.
   std::uint32_t daemon_kills = 0;

@@ -17,6 +17,7 @@
 #include "storage/chunk_store/layout.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/job.h"
+#include "tests/sim/memory.h"
 #include "tests/sim/net.h"
 #include "tests/sim/swarm.h"
 
@@ -238,10 +239,24 @@ struct CloseSession {
   ~CloseSession() { session->close(); }
 };
 
+constexpr std::size_t kWindowBytes = 256 * kKiB, kArenaBytes = 1 * kMiB;
+
+/// Over the memory that the session shares, if it does.
+Result<std::unique_ptr<client::Arena>> make_arena(Node& node, const client::Session& session) {
+  if (auto memory = session.memory())
+    return client::Arena::over(node, std::move(memory), kWindowBytes, 64 * kKiB, session.unit_bytes());
+  return client::Arena::create(node, kArenaBytes, 64 * kKiB, session.unit_bytes());
+}
+
 Task<std::shared_ptr<client::Session>> Workload::connect(Workload* w, Node* node) {
   client::SessionOptions options;
   options.servers = {w->daemon_->address()};
   options.name = node->name();
+  if (w->swarm_.shared_memory) {
+    options.window_bytes = kWindowBytes;
+    options.shared_range_bytes_min = 1 * kKiB;  // the tensors here are small
+    options.memory = std::make_shared<SimMemory>(kWindowBytes + kArenaBytes);
+  }
   for (;;) {
     Call call(*w, node->name() + " connect");
     auto session = co_await client::Session::connect(node->runtime(), options, node->now() + kCallTimeout);
@@ -264,7 +279,7 @@ Task<void> Workload::run_rank(Workload* w, Launch* launch, std::uint32_t rank) {
 
   CO_TRY(auto session, co_await connect(w, node));
   CloseSession close(session);
-  CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
+  CO_TRY(auto arena, make_arena(*node, *session));
   client::OpenedRun run;
   for (;;) {
     client::OpenRunRequest request{.bucket = kBucket,
@@ -950,7 +965,7 @@ Task<void> Workload::use_objects(Workload* w) {
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
   CloseSession close(session);
-  CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
+  CO_TRY(auto arena, make_arena(*node, *session));
   for (int operation = 0;; ++operation) {
     // Busy at first, then ever less: a run that waits long for something else stays cheap.
     co_await node->sleep(w->log_time(1ms, 1s) * (1 + operation / 20));
@@ -1072,6 +1087,7 @@ WorkloadResult Workload::run() {
   } else {
     enable(swarm_, world_.faults);
     world_.net().faults = swarm_.net;
+    world_.net().options.shares_memory = swarm_.shared_memory;
     victim_ = options_.directories ? draw_.below(daemon_->directories().size()) : 0;
     daemon_->directories()[victim_].disk->faults = swarm_.disk;
     daemon_->directories()[victim_].index->faults = swarm_.index;

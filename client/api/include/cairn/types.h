@@ -80,6 +80,7 @@ struct ClientOptions {
   /// drains: stage() then returns when the last byte has been copied.
   std::uint64_t arena_bytes = 256ull << 20;
   bool arena_prefault = true;                 // fault the arena's pages in behind connect(), not in the first stage()
+  bool shared_memory = true;                  // hand the arena to a daemon on this host, which then copies no byte
   bool arena_wait = true;                     // false: stage() fails with kBusy when the arena is full
   std::uint32_t chunk_bytes = 16u << 20;      // 64 KiB .. 64 MiB, a multiple of 64 KiB
   std::uint32_t chunks_in_flight = 4;         // chunks on their way at once
