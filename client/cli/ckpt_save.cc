@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "client/cli/ckpt_names.h"
 #include "client/cli/commands.h"
@@ -58,12 +59,23 @@ Result<void> check_folder_index(const Plan& plan, FileSource& source, const std:
   TRY(const auto index, safetensors::parse_index(source.name(), text));
   const auto slash = name.rfind('/');
   const std::string folder = slash == name.npos ? "" : name.substr(0, slash + 1);
+  std::set<std::string> named;  // files of which the index speaks
   for (const auto& [tensor, file] : index.weight_map) {
     const auto found = plan.file_of_tensor.find(tensor);
-    if (found == plan.file_of_tensor.end() || found->second != folder + file)
+    if (found == plan.file_of_tensor.end())
       return fail(Errc::kInvalid, fmt::format("{}: tensor '{}' should be in '{}' and is not: is the folder complete?",
                                               printable(name), printable(tensor), printable(file)));
+    if (found->second != folder + file)
+      return fail(Errc::kInvalid,
+                  fmt::format("{}: tensor '{}' should be in '{}' and is in '{}': the index belongs to other files",
+                              printable(name), printable(tensor), printable(file), printable(found->second)));
+    named.insert(found->second);
   }
+  for (const auto& [tensor, file] : plan.file_of_tensor)
+    if (named.contains(file) && file.starts_with(folder) && !index.weight_map.contains(tensor))
+      return fail(Errc::kInvalid,
+                  fmt::format("{}: tensor '{}' of '{}' is not in its weight_map: the index belongs to other files",
+                              printable(name), printable(tensor), printable(file)));
   return {};
 }
 
@@ -163,6 +175,8 @@ Result<SaveResult> send(Save& save, const Plan& plan) {
   Progress progress("save", plan.bytes);
   Stager stager(save, progress);
   for (const auto& file : plan.files) CHECK_OK(stager.add_file(file));
+  // Before the seal: a step never holds half of what a file was and half of what it became.
+  for (const auto& file : plan.files) CHECK_OK(file.source->check_unchanged());
   TRY(auto ticket, save.stage());
   progress.set(plan.bytes);
   for (;;) {

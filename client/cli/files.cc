@@ -60,7 +60,18 @@ Result<std::unique_ptr<FileSource>> FileSource::open(std::string path) {
   if (::fstat(fd.get(), &info) != 0) return errno_failure("stat", path, errno);
   if (!S_ISREG(info.st_mode)) return fail(Errc::kInvalid, fmt::format("'{}' is not a regular file", printable(path)));
   const auto size = static_cast<std::uint64_t>(info.st_size);
-  return std::unique_ptr<FileSource>(new FileSource(std::move(path), std::move(fd), size));
+  return std::unique_ptr<FileSource>(new FileSource(std::move(path), std::move(fd), size, info.st_mtim));
+}
+
+Result<void> FileSource::check_unchanged() const {
+  struct stat now{};
+  if (::fstat(fd_.get(), &now) != 0) return errno_failure("stat", path_, errno);
+  if (static_cast<std::uint64_t>(now.st_size) == size_ && now.st_mtim.tv_sec == modified_.tv_sec &&
+      now.st_mtim.tv_nsec == modified_.tv_nsec)
+    return {};
+  return fail(Errc::kFailed, fmt::format("'{}' was written to while it was being saved ({} bytes at first, {} now): "
+                                         "save it again when its writer is done",
+                                         printable(path_), size_, now.st_size));
 }
 
 Result<void> FileSource::read(std::uint64_t offset, std::span<std::byte> out) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <time.h>
+
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -40,12 +42,17 @@ class FileSource : public safetensors::ByteSource {
   std::string name() const override { return path_; }
   std::uint64_t size() const override { return size_; }
   Result<void> read(std::uint64_t offset, std::span<std::byte> out) override;
+  /// What was read since open() is one state of the file, if nobody wrote to it meanwhile: its size and its time of
+  /// modification are still those of open(). errors: kFailed
+  Result<void> check_unchanged() const;
 
  private:
-  FileSource(std::string path, Fd fd, std::uint64_t size) : path_(std::move(path)), fd_(std::move(fd)), size_(size) {}
+  FileSource(std::string path, Fd fd, std::uint64_t size, timespec modified)
+      : path_(std::move(path)), fd_(std::move(fd)), size_(size), modified_(modified) {}
   std::string path_;
   Fd fd_;
   std::uint64_t size_;
+  timespec modified_;
 };
 
 /// A new file, written by ranges.

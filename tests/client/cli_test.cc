@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -194,6 +195,21 @@ TEST_CASE("cli: a file that shrinks while it is read is an error, not zeros", "[
   fs::resize_file(f / "a", 5);
   std::vector<std::byte> out(10);
   CHECK_THAT((*source)->read(0, out).error().message, Catch::Contains("shrank"));
+}
+
+TEST_CASE("cli: a file whose size or time of modification changed since it was opened is noticed", "[client]") {
+  Folder f;
+  auto source = FileSource::open(f.write("a", "0123456789"));
+  REQUIRE(source);
+  CHECK((*source)->check_unchanged());
+  fs::last_write_time(f / "a", fs::last_write_time(f / "a") + std::chrono::seconds(1));
+  CHECK_THAT((*source)->check_unchanged().error().message, Catch::Contains("written to while"));
+  source = FileSource::open(f / "a");
+  REQUIRE(source);
+  const auto modified = fs::last_write_time(f / "a");
+  fs::resize_file(f / "a", 11);
+  fs::last_write_time(f / "a", modified);
+  CHECK_FALSE((*source)->check_unchanged());
 }
 
 TEST_CASE("cli: pieces of a tensor are its bytes in order, in boxes that match them", "[client]") {

@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -394,8 +395,41 @@ class Cli(unittest.TestCase):
         self.assertIn("tensor 'a' is in both", self.error("ckpt", "save", run, "--step", 1, self.dir / "in", code=2))
         self.write("part/model.safetensors.index.json", b'{"weight_map":{"w":"absent.safetensors"}}')
         self.assertIn("folder complete", self.error("ckpt", "save", run, "--step", 1, self.dir / "part", code=2))
+        # An index that belongs to other files: a tensor it does not name, one that is elsewhere.
+        other = safetensors({"b": ("U8", [4]), "c": ("U8", [4])})
+        self.write("extra/a.safetensors", good)
+        self.write("extra/b.safetensors", other)
+        index = "extra/model.safetensors.index.json"
+        self.write(index, b'{"weight_map":{"a":"a.safetensors","b":"b.safetensors"}}')
+        message = self.error("ckpt", "save", run, "--step", 1, self.dir / "extra", code=2)
+        self.assertIn("'c' of 'b.safetensors' is not in its weight_map", message)
+        self.write(index, b'{"weight_map":{"a":"b.safetensors","b":"b.safetensors","c":"b.safetensors"}}')
+        message = self.error("ckpt", "save", run, "--step", 1, self.dir / "extra", code=2)
+        self.assertIn("'a' should be in 'b.safetensors' and is in 'a.safetensors'", message)
         self.run_cairn("ckpt", "save", run, "--step", 1, self.dir / "nothing", code=3)
         self.assertEqual(self.json_lines("ckpt", "ls", self.bucket), [])
+
+    def test_a_file_that_is_written_to_while_it_is_saved_is_no_torn_step(self):
+        run = self.make_bucket() + "/r"
+        path = self.write("w.safetensors", safetensors({"a": ("U8", [4 << 20])}))
+        done = threading.Event()
+
+        def write_again_and_again():
+            stamp = 10**18
+            while not done.is_set():
+                stamp += 1
+                os.utime(path, ns=(stamp, stamp))
+
+        writer = threading.Thread(target=write_again_and_again)
+        writer.start()
+        try:
+            message = self.error("ckpt", "save", run, "--step", 1, path, code=1)
+        finally:
+            done.set()
+            writer.join()
+        self.assertIn("w.safetensors' was written to while it was being saved", message)
+        self.assertEqual(self.json_lines("ckpt", "ls", self.bucket), [])
+        self.run_cairn("ckpt", "save", run, "--step", 1, path)
 
     def test_an_older_launch_of_a_job_is_refused(self):
         run = self.make_bucket() + "/r"
