@@ -6,6 +6,7 @@
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/table.h>
+#include <rocksdb/wal_filter.h>
 #include <rocksdb/write_batch.h>
 #include <sys/stat.h>
 
@@ -20,6 +21,7 @@
 #include "proto/common/text.h"
 #include "proto/rt/offload.h"
 #include "proto/runtime/runtime.h"
+#include "storage/index/log_check.h"
 
 namespace cairn::storage {
 namespace {
@@ -36,6 +38,11 @@ Failure failed(std::string_view what, const std::string& path, const rocksdb::St
   return fail(code, std::string(what) + " index " + path + ": " + status.ToString());
 }
 
+Failure damaged(const std::string& path, Error why) {
+  if (why.code != Errc::kDataLoss) return fail(std::move(why));
+  return fail(Errc::kDataLoss, "index " + path + " is damaged, its target cannot be used: " + why.message);
+}
+
 Failure open_failed(const std::string& path, const rocksdb::Status& status) {
   const std::string text = status.ToString();
   if (status.IsIOError() && text.find(path + "/LOCK: ") != text.npos)
@@ -44,7 +51,7 @@ Failure open_failed(const std::string& path, const rocksdb::Status& status) {
     return fail(Errc::kDenied, "open index " + path + ": " + text);
   // A file that the database names and does not find is damage too.
   if (status.IsCorruption() || status.IsNotFound() || status.IsPathNotFound())
-    return fail(Errc::kDataLoss, "index " + path + " is damaged, its target cannot be used: " + text);
+    return damaged(path, Error{Errc::kDataLoss, text});
   return failed("open", path, status);
 }
 
@@ -64,6 +71,30 @@ Result<void> check_files(const std::string& path) {
                                      " is there and the file CURRENT is missing");
   return {};
 }
+
+/// RocksDB says which logs it is about to replay; those that must be whole are checked first. Refusing the first record
+/// ends the open before anything is rewritten.
+class FinishedLogs final : public rocksdb::WalFilter {
+ public:
+  explicit FinishedLogs(std::string path) : path_(std::move(path)) {}
+  const char* Name() const override { return "cairn.finished_logs"; }
+  void ColumnFamilyLogNumberMap(const std::map<uint32_t, uint64_t>& needed,
+                                const std::map<std::string, uint32_t>& /*names*/) override {
+    std::uint64_t first = UINT64_MAX;
+    for (const auto& [table, log] : needed) first = std::min(first, log);
+    checked_ = check_finished_logs(path_, first);
+  }
+  WalProcessingOption LogRecordFound(unsigned long long /*log*/, const std::string& /*file*/,
+                                     const rocksdb::WriteBatch& /*batch*/, rocksdb::WriteBatch* /*changed*/,
+                                     bool* /*is_changed*/) override {
+    return checked_ ? WalProcessingOption::kContinueProcessing : WalProcessingOption::kCorruptedRecord;
+  }
+  const Result<void>& checked() const { return checked_; }
+
+ private:
+  std::string path_;
+  Result<void> checked_;
+};
 
 rocksdb::ColumnFamilyOptions table_options(const RocksDbOptions& options, std::shared_ptr<rocksdb::Cache> cache,
                                            std::string_view name) {
@@ -133,9 +164,12 @@ struct Database {
       return fail(code, "create index " + path + ": " + errno_text(error));
     }
     CHECK_OK(check_files(path));
+    if (auto manifest = check_manifest(path); !manifest) return damaged(path, std::move(manifest).error());
     auto opened = std::make_unique<Database>();
     opened->path = path;
-    const auto db_options = database_options(options);
+    FinishedLogs logs(path);
+    auto db_options = database_options(options);
+    db_options.wal_filter = &logs;  // used by open only
     const auto cache = rocksdb::NewLRUCache(options.memory_bytes / 2);
     std::vector<rocksdb::ColumnFamilyDescriptor> tables;
     tables.emplace_back(rocksdb::kDefaultColumnFamilyName, table_options(options, cache, "default"));  // always there
@@ -146,9 +180,10 @@ struct Database {
     if (status.IsInvalidArgument() && status.ToString().find("Column families not opened") != std::string::npos)
       return fail(Errc::kInvalid,
                   "index " + path + " has tables that only a newer version knows: " + status.ToString());
-    if (!status.ok()) return open_failed(path, status);
     opened->db.reset(db);
     for (auto* handle : handles) opened->handles.emplace_back(handle);
+    if (!logs.checked()) return damaged(path, logs.checked().error());
+    if (!status.ok()) return open_failed(path, status);
     for (std::size_t i = 0; i < kTables; ++i) opened->tables[i] = handles[i + 1];
     return opened;
   }
