@@ -101,7 +101,9 @@ Task<void> Repair::copy(DataGroup group, storage::ChunkInfo chunk, storage::Targ
       auto read = co_await chunks_.read(group, chunk.id, at, size);
       if (!read) {
         if (read.error().code == Errc::kNotFound) co_return {};  // removed meanwhile
-        if (read.error().code != Errc::kDataLoss) co_return fail(std::move(read).error());
+        // kFailed: the disk cannot read it. One bad sector must not keep the newcomer from serving all the rest.
+        if (read.error().code != Errc::kDataLoss && read.error().code != Errc::kFailed)
+          co_return fail(std::move(read).error());
         ++stats_.damaged;
         runtime_.log.write(rt::Level::kError, "chunk_damaged",
                            {{"chunk", chunk.id.text()}, {"error", read.error().message}});
