@@ -31,6 +31,8 @@ Result<Client> Context::client() {
     ClientOptions options;
     options.arena_prefault = false;  // one command seldom fills it
     options.servers = servers;
+    options.unix_socket = transport != "tcp";
+    options.shared_memory = transport == "auto";
     TRY(client_, Client::connect(std::move(options)));
   }
   return *client_;

@@ -13,6 +13,7 @@ namespace cairn::cli {
 /// What every command needs: the servers to talk to, how to print, and whether the user wants to stop.
 struct Context {
   std::vector<std::string> servers;
+  std::string transport = "auto";  // "tcp", "unix"
   bool json = false;
 
   /// Connects at the first call. errors: kUnavailable, kInvalid

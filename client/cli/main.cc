@@ -39,6 +39,11 @@ class CommandLine {
     app_.add_option("--server", servers_, "HOST:PORT[,HOST:PORT...] or unix:PATH of the store")
         ->envname("CAIRN_SERVER")
         ->capture_default_str();
+    app_.add_option("--transport", context.transport,
+                    "tcp; unix: the daemon's socket where it is on this host; auto: its memory too")
+        ->envname("CAIRN_TRANSPORT")
+        ->check(CLI::IsMember({"auto", "tcp", "unix"}))
+        ->capture_default_str();
     app_.add_flag("--json", context.json, "Print JSON: one document, or one line per item of a listing");
     app_.footer("Example: cairn bucket create models && cairn put README.md cairn://models/readme");
     bucket_commands();
