@@ -192,6 +192,10 @@ class Honest:
         self.thread.join()
 
 
+# Memory that clients share with the daemon is theirs, but counts in its peak where it is mapped.
+os.environ["CAIRN_TRANSPORT"] = "unix"
+
+
 def cairn(daemon, *args, stdin=None):
     return subprocess.run([ARGS.cairn, *map(str, args)], input=stdin, capture_output=True, timeout=120,
                           env=dict(os.environ, CAIRN_SERVER=daemon.fields["listen"]))
@@ -388,7 +392,7 @@ class Hostile(unittest.TestCase):
         big.write_bytes(self.rng.randbytes(8 * MIB) * 16)
         self.assertEqual(cairn(daemon, "put", big, "cairn://b/big").returncode, 0)
         fds = daemon.fds()
-        env = dict(os.environ, CAIRN_SERVER=daemon.fields["listen"], CAIRN_TRANSPORT="unix")
+        env = dict(os.environ, CAIRN_SERVER=daemon.fields["listen"])
         # Real clients that stand still: gets that take no bytes, puts that send none.
         for i in range(6):
             self.children.append(subprocess.Popen([ARGS.cairn, "get", "cairn://b/big", "-"], env=env,
@@ -491,8 +495,7 @@ class Hostile(unittest.TestCase):
         self.honest = Honest(daemon, self.dir)
         file = self.dir / "file"
         file.write_bytes(self.rng.randbytes(8 * MIB) * 12)
-        # Memory that clients share is theirs, but counts where it is mapped.
-        env = dict(os.environ, CAIRN_SERVER=daemon.fields["listen"], CAIRN_TRANSPORT="unix")
+        env = dict(os.environ, CAIRN_SERVER=daemon.fields["listen"])
         for turn in (["put", file, "cairn://b/s{}"], ["get", "cairn://b/s{}", "/dev/null"]):
             streams = [subprocess.Popen([ARGS.cairn, *[str(word).format(i) for word in turn]], env=env,
                                         stderr=subprocess.PIPE) for i in range(8)]
