@@ -117,6 +117,7 @@ if has_phase checks; then
   check "format" tests/checks/format.sh
   check "layers" tests/checks/layers.sh
   check "forbidden calls" tests/checks/forbidden.sh
+  check "test names" tests/checks/test_names.sh
   check "checks catch violations" tests/checks/self_test.sh
 fi
 

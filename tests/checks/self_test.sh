@@ -62,9 +62,12 @@ caught() { # check file line
 }
 
 clean
-for check in format layers forbidden; do silent $check; done
+for check in format layers forbidden test_names; do silent $check; done
 
 caught format proto/common/a.cc 'int  f( ){return 1;}'
+
+caught test_names tests/a.cc 'TEST_CASE("a: this; that", "[x]") {}'
+caught test_names tests/a.cc 'TEMPLATE_TEST_CASE("a; b", "[x]", BOTH) {'
 
 caught layers proto/common/a.h '#include "proto/rt/loop.h"'
 caught layers proto/common/include/cairn/a.h '#include "proto/common/ids.h"'

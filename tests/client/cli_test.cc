@@ -140,7 +140,7 @@ TEST_CASE("cli: a folder appears whole or not at all, and only where there was n
   CHECK(code_of(FolderInPlace::create(f / "none/out")) == Errc::kNotFound);
 }
 
-TEST_CASE("cli: a file is replaced whole or not at all, through links; devices are written to", "[client]") {
+TEST_CASE("cli: a file is replaced whole or not at all, through links, devices are written to", "[client]") {
   Folder f;
   f.write("a", "old");
   {

@@ -55,7 +55,7 @@ struct Job {
 
 }  // namespace
 
-TEST_CASE("client: two ranks save rows, three restore columns; replicas, 0-d, empty shards, blobs and tokens come back",
+TEST_CASE("client: two ranks save rows, three restore columns, replicas, 0-d, empty shards, blobs and tokens come back",
           "[integration]") {
   Job job;
   auto run = job.open();
@@ -317,7 +317,7 @@ TEST_CASE("client: a silent rank fails the attempt for all, by name", "[integrat
   CHECK(outcome.error().message.find("rank 1") != std::string::npos);
 }
 
-TEST_CASE("client: a save larger than the arena streams through it; without waiting it is kBusy and loses nothing",
+TEST_CASE("client: a save larger than the arena streams through it, without waiting it is kBusy and loses nothing",
           "[integration]") {
   Job job;
   auto run = job.open();
@@ -344,7 +344,7 @@ TEST_CASE("client: a save larger than the arena streams through it; without wait
 }
 
 TEST_CASE(
-    "client: on the daemon's host the arena is shared; else the unix socket is used, else TCP; bytes are the same",
+    "client: on the daemon's host the arena is shared, else the unix socket is used, else TCP, bytes are the same",
     "[integration]") {
   Job job;
   const auto bytes = pattern(40u << 20, 11);
@@ -460,7 +460,7 @@ TEST_CASE("client: a save outlives the daemon: killed in its middle, restarted, 
   CHECK(job.daemon.stop() == 0);
 }
 
-TEST_CASE("client: overwrite replaces a step whole; discard_after drops later ones; removed steps are gone",
+TEST_CASE("client: overwrite replaces a step whole, discard_after drops later ones, removed steps are gone",
           "[integration]") {
   Job job;
   auto run = job.open();

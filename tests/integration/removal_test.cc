@@ -111,7 +111,7 @@ struct Restorer {
 
 }  // namespace
 
-TEST_CASE("removal: of 1,000 steps while they are restored; readers finish, and the space comes back",
+TEST_CASE("removal: of 1,000 steps while they are restored, readers finish, and the space comes back",
           "[integration]") {
   TestDaemon daemon({"--reader-ttl", "5s", "--garbage-grace", "500ms", "--garbage-interval", "200ms"});
   auto client = *Client::connect({.servers = {daemon.address()}});

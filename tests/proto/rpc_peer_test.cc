@@ -364,7 +364,7 @@ TEST_CASE("rpc server: data that was announced must come, unless it waits for th
   CHECK(f.pool->available() == f.pool->units());
 }
 
-TEST_CASE("rpc server: replies that are not taken stay inside their budget; beyond it they are unavailable",
+TEST_CASE("rpc server: replies that are not taken stay inside their budget, beyond it they are unavailable",
           "[rpc][sim]") {
   auto options = server_options();
   options.message_budget_bytes = 8 * wire::kMessageBytesMax;

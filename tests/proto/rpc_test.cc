@@ -46,7 +46,7 @@ TEMPLATE_TEST_CASE("rpc: a call gets its own reply", "[rpc]", BOTH) {
   CHECK(f.server->stats().connections == 1);
 }
 
-TEMPLATE_TEST_CASE("rpc: an error keeps its code; the connection goes on", "[rpc]", BOTH) {
+TEMPLATE_TEST_CASE("rpc: an error keeps its code, the connection goes on", "[rpc]", BOTH) {
   TestType f;
   std::string map;
   auto options = channel_options();
@@ -97,7 +97,7 @@ TEMPLATE_TEST_CASE("rpc: an upload larger than credit and pool arrives whole and
   CHECK(f.pool->available() == 3);
 }
 
-TEMPLATE_TEST_CASE("rpc: an early error stops an upload; credit comes back", "[rpc]", BOTH) {
+TEMPLATE_TEST_CASE("rpc: an early error stops an upload, credit comes back", "[rpc]", BOTH) {
   auto options = server_options();
   options.credit_units = 4;
   TestType f(options, 4);

@@ -115,7 +115,7 @@ TEST_CASE("net: what is sent comes back, over TCP, IPv6 and unix sockets", "[run
   CHECK(f.run(body(f, listener)).value() == "hello");
 }
 
-TEST_CASE("net: memory attached to a unix socket is the same memory on the other side; TCP carries none", "[runtime]") {
+TEST_CASE("net: memory attached to a unix socket is the same memory on the other side, TCP carries none", "[runtime]") {
   const std::string kind = GENERATE("unix", "tcp");
   Fixture f;
   auto body = [](Fixture& fx, std::string address, bool local) -> Task<void> {
@@ -612,7 +612,7 @@ TEST_CASE("log: a JSON line is JSON, whatever the values are", "[runtime]") {
   }
 }
 
-TEST_CASE("log: a flood of one event is held back, counted and told; other events are not", "[runtime]") {
+TEST_CASE("log: a flood of one event is held back, counted and told, other events are not", "[runtime]") {
   std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), &std::fclose);
   REQUIRE(file);
   std::fflush(stderr);

@@ -68,7 +68,7 @@ struct RetentionFixture : RunFixture {
 
 }  // namespace
 
-TEST_CASE("retention: without a policy nothing goes; with one, what it does not keep does, and its space", "[server]") {
+TEST_CASE("retention: without a policy nothing goes, with one, what it does not keep does, and its space", "[server]") {
   RetentionFixture f;
   f.save_all({1, 2, 3, 4, 5, 6});
   f.wait(10min);

@@ -284,7 +284,7 @@ TEST_CASE("disk: a flush covers what had completed when it was submitted, and no
   CHECK(lost > 5);
 }
 
-TEST_CASE("disk: names are durable after sync_directory only; a rename is whole or not at all", "[sim]") {
+TEST_CASE("disk: names are durable after sync_directory only, a rename is whole or not at all", "[sim]") {
   std::set<std::string> outcomes;
   for (std::uint64_t seed = 0; seed < 100; ++seed) {
     Machine m(seed);
@@ -486,7 +486,7 @@ TEST_CASE("net: streams carry bytes in order through splits, small windows and g
   }
 }
 
-TEST_CASE("net: a cut resets both ends; a ghost's bytes arrive after its sender knows of the cut", "[sim]") {
+TEST_CASE("net: a cut resets both ends, a ghost's bytes arrive after its sender knows of the cut", "[sim]") {
   int ghosts = 0;
   for (std::uint64_t seed = 0; seed < 40; ++seed) {
     World world(seed);
