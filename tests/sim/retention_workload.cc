@@ -680,11 +680,7 @@ WorkloadResult RetentionWorkload::run() {
         broken("P7", "reading back after a power loss fails: " + done.error().message);
     }
   }
-  result_.violations = violations_;
-  result_.trace_hash = world_.trace_hash();
-  result_.events = world_.events();
-  result_.virtual_seconds = static_cast<double>((world_.now() - began).count()) / 1e9;
-  result_.faults = world_.faults;
+  conclude(result_, world_, began, violations_);
   return result_;
 }
 

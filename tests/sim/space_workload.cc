@@ -467,11 +467,7 @@ WorkloadResult SpaceWorkload::run() {
     if (auto read = admin(read_kept(this)); !read && violations_.empty())
       broken("P3", "the kept step at the end: " + read.error().message);
   }
-  result_.violations = violations_;
-  result_.trace_hash = world_.trace_hash();
-  result_.events = world_.events();
-  result_.virtual_seconds = static_cast<double>((world_.now() - began).count()) / 1e9;
-  result_.faults = world_.faults;
+  conclude(result_, world_, began, violations_);
   return result_;
 }
 

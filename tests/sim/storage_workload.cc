@@ -423,11 +423,7 @@ WorkloadResult StorageWorkload::run() {
         broken("P6", std::to_string(disk_.used_bytes()) + " bytes of the disk are used by nothing");
     }
   }
-  result_.violations = violations_;
-  result_.trace_hash = world_.trace_hash();
-  result_.events = world_.events();
-  result_.virtual_seconds = static_cast<double>((world_.now() - began).count()) / 1e9;
-  result_.faults = world_.faults;
+  conclude(result_, world_, began, violations_);
   return result_;
 }
 

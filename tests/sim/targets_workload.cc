@@ -378,11 +378,7 @@ WorkloadResult TargetsWorkload::run() {
     if (violations_.empty() && draw_.chance(0.3)) lose_one();
   }
   if (violations_.empty()) heal();
-  result_.violations = violations_;
-  result_.trace_hash = world_.trace_hash();
-  result_.events = world_.events();
-  result_.virtual_seconds = static_cast<double>((world_.now() - began).count()) / 1e9;
-  result_.faults = world_.faults;
+  conclude(result_, world_, began, violations_);
   return result_;
 }
 

@@ -1144,15 +1144,19 @@ WorkloadResult Workload::run() {
     if (world_.tracing() && any_violation()) world_.trace("checker", job->history.text());
   }
   if (world_.events() > kEventsMax && violations_.empty()) broken("P7", "the run does not come to an end");
-  result_.violations = violations_;
-  result_.trace_hash = world_.trace_hash();
-  result_.events = world_.events();
-  result_.virtual_seconds = static_cast<double>((world_.now() - began).count()) / 1e9;
-  result_.faults = world_.faults;
+  conclude(result_, world_, began, violations_);
   return result_;
 }
 
 }  // namespace
+
+void conclude(WorkloadResult& result, const World& world, rt::TimePoint began, std::vector<std::string> violations) {
+  result.violations = std::move(violations);
+  result.trace_hash = world.trace_hash();
+  result.events = world.events();
+  result.virtual_seconds = static_cast<double>((world.now() - began).count()) / 1e9;
+  result.faults = world.faults;
+}
 
 WorkloadResult run_checkpoint_workload(WorkloadOptions options) {
   return Workload(std::move(options)).run();

@@ -5,9 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "proto/rt/loop.h"
 #include "tests/sim/faults.h"
 
 namespace cairn::sim {
+
+class World;
 
 /// The checkpoint workload: one daemon, several launches of one or two training jobs with several ranks each, that
 /// save, die, resume, restore, overwrite and remove steps under the faults of draw_swarm(seed). Then the world heals:
@@ -29,6 +32,9 @@ struct WorkloadResult {
   std::uint64_t commits = 0, restores = 0, fenced = 0, refused_bad = 0;
   std::string configuration;
 };
+
+/// What every workload tells at its end of the world that it ran in since `began`.
+void conclude(WorkloadResult& result, const World& world, rt::TimePoint began, std::vector<std::string> violations);
 
 WorkloadResult run_checkpoint_workload(WorkloadOptions options);
 
