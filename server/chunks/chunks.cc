@@ -158,36 +158,31 @@ storage::ChunkStore::Room Chunks::room() const {
   return out;
 }
 
-Task<storage::ChunkStore::Raw> Chunks::read_raw(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
-                                                rt::MutableBuffer into) {
+template <class T, class Read>
+Task<T> Chunks::from_any(DataGroup group, ChunkId id, Read read) {
   std::optional<Error> first;
   for (auto* target : readable(group, id)) {
-    auto read = co_await target->chunks().read_raw(id, offset, size, into);
-    if (read) {
+    auto got = co_await read(target->chunks());
+    if (got) {
       if (first) ++reads_elsewhere_;
-      co_return read;
+      co_return got;
     }
-    if (read.error().code == Errc::kInvalid || read.error().code == Errc::kUnavailable) co_return read;
-    if (!first || first->code == Errc::kNotFound) first = std::move(read).error();
+    if (got.error().code == Errc::kInvalid || got.error().code == Errc::kUnavailable) co_return got;
+    // Damage says more than absence.
+    if (!first || first->code == Errc::kNotFound) first = std::move(got).error();
   }
   if (!first) co_return no_member(group);
   co_return fail(*std::move(first));
 }
 
 Task<Buffer> Chunks::read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size) {
-  std::optional<Error> first;
-  for (auto* target : readable(group, id)) {
-    auto read = co_await target->chunks().read(id, offset, size);
-    if (read) {
-      if (first) ++reads_elsewhere_;
-      co_return read;
-    }
-    if (read.error().code == Errc::kInvalid || read.error().code == Errc::kUnavailable) co_return read;
-    // Damage says more than absence.
-    if (!first || first->code == Errc::kNotFound) first = std::move(read).error();
-  }
-  if (!first) co_return no_member(group);
-  co_return fail(*std::move(first));
+  return from_any<Buffer>(group, id, [=](storage::ChunkStore& chunks) { return chunks.read(id, offset, size); });
+}
+
+Task<storage::ChunkStore::Raw> Chunks::read_raw(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                                rt::MutableBuffer into) {
+  return from_any<storage::ChunkStore::Raw>(
+      group, id, [=](storage::ChunkStore& chunks) { return chunks.read_raw(id, offset, size, into); });
 }
 
 }  // namespace cairn::server

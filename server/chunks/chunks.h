@@ -78,6 +78,9 @@ class Chunks {
   std::uint64_t reads_elsewhere() const { return reads_elsewhere_; }
 
  private:
+  /// `read` of the first readable member that can; what the most telling member says when none can.
+  template <class T, class Read>
+  Task<T> from_any(DataGroup group, ChunkId id, Read read);
   /// Targets that have not failed.
   std::vector<storage::Target*> usable() const;
   std::vector<storage::Target*> readable(DataGroup group, const ChunkId& id) const;
