@@ -64,7 +64,10 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
   // Fresh memory costs more to touch than to copy into; populating it changes no byte, so it may run beside a stage().
   if (options.arena_prefault)
     impl->runtime_->seams().offload.submit(
-        [slab = impl->arena_->slab()] { madvise(slab.data(), slab.size(), MADV_POPULATE_WRITE); }, [] {});
+        [slab = memory ? memory->bytes() : impl->arena_->slab()] {
+          madvise(slab.data(), slab.size(), MADV_POPULATE_WRITE);
+        },
+        [] {});
 
   client::SessionOptions session;
   session.servers = options.servers;
