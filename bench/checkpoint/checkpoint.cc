@@ -13,7 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/checkpoint/peers.h"
-#include "bench/checkpoint/processes.h"
+#include "bench/common/processes.h"
 
 namespace cairn::bench {
 namespace {

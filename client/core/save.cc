@@ -94,7 +94,7 @@ SaveAttempt::SaveAttempt(std::shared_ptr<Session> session, Arena& arena, OpenedR
       run_(std::move(run)),
       request_(request),
       tuning_(tuning),
-      ended_(session_->runtime().loop) {}
+      changed_(session_->runtime().loop) {}
 
 rt::TimePoint SaveAttempt::soon() const {
   return session_->runtime().loop.now() + tuning_.timeout;
@@ -276,7 +276,7 @@ void SaveAttempt::end(Result<SaveOutcome> outcome) {
         fail(std::move(outcome).error().with("save " + run_.bucket + "/" + run_.run + " step " +
                                              std::to_string(request_.step) + " rank " + std::to_string(request_.rank)));
   outcome_.emplace(std::move(outcome));
-  ended_.notify_all();
+  changed_.notify_all();
 }
 
 Task<SaveOutcome> SaveAttempt::finish() {
@@ -291,7 +291,12 @@ Task<SaveOutcome> SaveAttempt::finish() {
       co_return fail(std::move(error));
     }
     sealed_ = true;
+    changed_.notify_all();
   }
+  // Waiting for the others may take long: what only this rank's part of the save needed goes now.
+  writer_.reset();
+  contents_ = {};
+  seen_ = {};
   CO_CHECK_OK(co_await await_commit());
   co_return SaveOutcome{request_.step, bytes_};
 }
@@ -338,16 +343,25 @@ Task<void> SaveAttempt::await_commit() {
   }
 }
 
+Task<void> SaveAttempt::wait_until(std::shared_ptr<SaveAttempt> attempt, bool sealed_is_enough) {
+  while (!attempt->outcome_ && !(sealed_is_enough && attempt->sealed_)) co_await attempt->changed_.wait();
+  co_return {};
+}
+
+Task<void> SaveAttempt::sealed(rt::TimePoint deadline) {
+  auto self = shared_from_this();
+  if (!staged_ && !outcome_) co_return fail(Errc::kInvalid, "wait: stage() comes first");
+  CO_CHECK_OK(
+      co_await rt::with_deadline(session_->runtime().loop, deadline, wait_until(self, true), "wait for the seal"));
+  if (!sealed_ && !*outcome_) co_return fail(outcome_->error());
+  co_return {};
+}
+
 Task<SaveOutcome> SaveAttempt::outcome(rt::TimePoint deadline) {
   auto self = shared_from_this();
   if (!staged_ && !outcome_) co_return fail(Errc::kInvalid, "wait: stage() comes first");
-  struct Wait {
-    static Task<void> until(std::shared_ptr<SaveAttempt> attempt) {
-      while (!attempt->outcome_) co_await attempt->ended_.wait();
-      co_return {};
-    }
-  };
-  CO_CHECK_OK(co_await rt::with_deadline(session_->runtime().loop, deadline, Wait::until(self), "wait for commit"));
+  CO_CHECK_OK(
+      co_await rt::with_deadline(session_->runtime().loop, deadline, wait_until(self, false), "wait for commit"));
   co_return *outcome_;
 }
 

@@ -86,6 +86,8 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   /// Not to be dropped half-way: the copy reads the caller's memory.
   /// errors: kBusy  no room and wait_for_memory is off: nothing was copied, stage again later
   Task<void> stage(bool last);
+  /// After stage(last): this rank's data and manifest are durable and sealed. From here on it may die.
+  Task<void> sealed(rt::TimePoint deadline);
   /// After stage(last): this rank's data is durable and the step committed by all ranks.
   Task<SaveOutcome> outcome(rt::TimePoint deadline);
   bool ended() const { return outcome_.has_value(); }
@@ -106,6 +108,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   Task<SaveOutcome> finish();
   Task<void> seal();
   Task<void> await_commit();
+  static Task<void> wait_until(std::shared_ptr<SaveAttempt> attempt, bool sealed_is_enough);
   /// Always an error: when the attempt has ended under this rank, what ended it.
   Task<void> explain(Error error);
   Task<void> send_abort(Errc code, std::string reason, rt::TimePoint deadline);
@@ -127,7 +130,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   bool staged_ = false, sealed_ = false;
   std::uint64_t bytes_ = 0;
   std::optional<Result<SaveOutcome>> outcome_;
-  rt::Signal ended_;
+  rt::Signal changed_;  // sealed_ or outcome_
 };
 
 }  // namespace cairn::client

@@ -47,6 +47,7 @@ Result<StepSummary> summary_of(const wire::StepInfo& info) {
   s.run_epoch = {info.run_epoch().loss(), info.run_epoch().count()};
   s.pinned = info.pinned();
   s.pin_revision = info.pin_revision();
+  s.index_bytes = info.index_bytes();
   return s;
 }
 
@@ -118,6 +119,7 @@ Task<std::string> StepReader::read_index(std::uint64_t offset, std::uint64_t siz
     auto error = std::move(read).error();
     co_return fail(std::move(error).with("index of step " + std::to_string(summary_.step)));
   }
+  index_bytes_read_ += size;
   co_return out;
 }
 
@@ -159,7 +161,7 @@ Task<format::Contents> StepReader::find(std::vector<format::Query> queries) {
   co_return search.take();
 }
 
-Task<ReadStats> StepReader::restore(std::vector<Wanted> wanted, std::vector<std::span<std::byte>> destinations) {
+Task<format::RestorePlan> StepReader::plan(std::vector<Wanted> wanted, std::vector<std::uint64_t> sizes) {
   auto self = shared_from_this();
   std::vector<format::Query> queries;
   for (const auto& want : wanted) queries.push_back({format::Kind::kShard, want.tensor, false, want.box});
@@ -176,9 +178,21 @@ Task<ReadStats> StepReader::restore(std::vector<Wanted> wanted, std::vector<std:
                        "step " + std::to_string(summary_.step) + " has no tensor '" + wanted[i].tensor + "'");
       box = format::whole(*shape->second);
     }
-    wants.push_back({std::move(wanted[i].tensor), std::move(*box), std::nullopt, destinations[i].size()});
+    wants.push_back({std::move(wanted[i].tensor), std::move(*box), std::nullopt, sizes[i]});
   }
-  CO_TRY(auto plan, format::plan(wants, found.shards));
+  co_return format::plan(wants, found.shards);
+}
+
+Task<ReadStats> StepReader::restore(std::vector<Wanted> wanted, std::vector<std::span<std::byte>> destinations) {
+  auto self = shared_from_this();
+  std::vector<std::uint64_t> sizes;
+  for (const auto& destination : destinations) sizes.push_back(destination.size());
+  CO_TRY(auto planned, co_await plan(std::move(wanted), std::move(sizes)));
+  co_return co_await read(std::move(planned), std::move(destinations));
+}
+
+Task<ReadStats> StepReader::read(format::RestorePlan plan, std::vector<std::span<std::byte>> destinations) {
+  auto self = shared_from_this();
   auto stats = co_await read_all(session_, std::move(plan.requests), std::move(destinations), kReadsInFlight, timeout_);
   if (!stats) co_return fail(explain(std::move(stats).error()));
   co_return *stats;

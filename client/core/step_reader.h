@@ -32,6 +32,7 @@ struct StepSummary {
   RunEpoch run_epoch;
   bool pinned = false;
   std::uint64_t pin_revision = 0;
+  std::uint64_t index_bytes = 0;
 };
 Result<StepSummary> summary_of(const wire::StepInfo& info);
 
@@ -59,9 +60,15 @@ class StepReader : public std::enable_shared_from_this<StepReader> {
     std::string tensor;
     std::optional<format::Box> box;  // absent: all of it
   };
-  /// Fills destinations[i] with wanted[i], row-major.
-  /// errors: kNotFound  tensor or box;  kInvalid;  kDataLoss  names tensor and chunk;  kDeleted
+  /// What to read to fill memory of sizes[i] bytes with wanted[i], row-major.
+  /// errors: kNotFound  tensor or box;  kInvalid;  kDataLoss;  kDeleted
+  Task<format::RestorePlan> plan(std::vector<Wanted> wanted, std::vector<std::uint64_t> sizes);
+  /// Fills destinations[i], which have the sizes planned for. errors: kDataLoss  names the chunk;  kDeleted
+  Task<ReadStats> read(format::RestorePlan plan, std::vector<std::span<std::byte>> destinations);
+  /// Both.
   Task<ReadStats> restore(std::vector<Wanted> wanted, std::vector<std::span<std::byte>> destinations);
+  /// Of the index, so far.
+  std::uint64_t index_bytes_read() const { return index_bytes_read_; }
   /// Bytes of a blob found by find().
   Task<std::string> blob(format::BlobEntry entry);
   /// Proves coverage again, reads everything, compares each shard with the CRC in its entry. `progress`: bytes done, in
@@ -86,6 +93,7 @@ class StepReader : public std::enable_shared_from_this<StepReader> {
   std::unique_ptr<wire::StepInfo> info_;
   std::shared_ptr<const Protection::Held> held_;
   format::Root root_;
+  std::uint64_t index_bytes_read_ = 0;
 };
 
 /// All steps of a run, a page at a time; runs of a bucket.

@@ -1,10 +1,11 @@
-// cairn-bench: load generator and benchmarks, through the public client only.
+// cairn-bench: load generator and benchmarks.
 
 #include <unistd.h>
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
 #include "bench/checkpoint/checkpoint.h"
+#include "bench/plan/plan.h"
 
 namespace {
 
@@ -62,7 +63,31 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false);
   checkpoint->add_option("--seed", o.seed, "of the content");
   checkpoint->add_flag("--json", o.json, "one JSON object instead of a table");
+
+  PlanOptions p;
+  p.daemon_program = o.daemon_program;
+  auto* plan = app.add_subcommand(
+      "plan",
+      "Commit a step of many ranks and tensors, each tensor split over all ranks; open and plan it as one rank");
+  plan->footer("Example: cairn-bench plan --ranks 16384 --tensors 1000 --json");
+  plan->add_option("--ranks", p.ranks, "ranks, all played by one process")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  plan->add_option("--tensors", p.tensors, "tensors")->check(CLI::Range(1, 1 << 20))->capture_default_str();
+  plan->add_option("--rounds", p.rounds, "how often the step is opened and planned, each time by another rank")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  auto* plan_data = plan->add_option("--data", p.data, "folder for a daemon of its own; default: a temporary one");
+  plan_data->excludes(plan->add_option("--server", p.server, "a running daemon, HOST:PORT"));
+  plan->add_option("--memory", p.memory_bytes, "budget of the own daemon")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  plan->add_option("--daemon-flag", p.daemon_flags, "passed to the own daemon; may be repeated")
+      ->allow_extra_args(false);
+  plan->add_option("--seed", p.seed, "of the order in which ranks save");
+  plan->add_flag("--json", p.json, "one JSON object instead of a table");
   CLI11_PARSE(app, argc, argv);
+  if (plan->parsed()) return run_plan(p);
 
   const auto usage = [](const std::string& what) {
     std::cerr << "cairn-bench checkpoint: " << what << "\n";

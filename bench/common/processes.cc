@@ -1,4 +1,4 @@
-#include "bench/checkpoint/processes.h"
+#include "bench/common/processes.h"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -25,6 +25,7 @@ struct Report {
   double stall = 0;           // save: until stage() returned
   double cpu_seconds = 0;
   std::uint64_t wanted = 0, moved = 0, from_disk = 0, wrong_bytes = 0;
+  double figures[16] = {};  // what else a phase has to tell, by its own numbers
   bool failed = false;
   char error[512] = {};
 };
