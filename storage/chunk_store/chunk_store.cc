@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "proto/common/checksum.h"
+#include "storage/chunk_store/block_check.h"
 #include "storage/chunk_store/layout.h"
 #include "storage/chunk_store/location_cache.h"
 #include "storage/chunk_store/segments.h"
@@ -34,6 +35,7 @@ struct Pending {
   std::uint32_t length = 0, digest = 0;
   DataGroup group = 0;
   std::vector<std::uint32_t> crcs;
+  std::optional<Location> replaces;  // a repair: the damaged copy
   Extent extent;
   std::shared_ptr<File> file;    // the one File of the segment, which the committer flushes
   std::vector<bool> claimed;     // per piece: written or being written
@@ -67,6 +69,10 @@ class Store final : public ChunkStore {
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
   Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
   Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
+  Task<std::optional<Entry>> entry(ChunkId id) override;
+  Task<Scan> scan(ChunkId id, std::uint32_t offset) override;
+  Task<std::unique_ptr<Upload>> start_repair(ChunkId id, std::string place,
+                                             std::vector<std::uint32_t> block_crcs) override;
   std::size_t unit_bytes() const override { return units_.unit_bytes(); }
   Task<void> remove(std::vector<ChunkId> ids) override { return owned(erase_all(*this, std::move(ids))); }
   Task<std::vector<ChunkInfo>> list(std::optional<ChunkId> after, std::size_t limit) override;
@@ -90,7 +96,7 @@ class Store final : public ChunkStore {
   friend class UploadHandle;
 
   /// What the process is doing with an id. Whoever wants to do something else waits.
-  enum class Busy { kStarting, kUploading, kRemoving };
+  enum class Busy { kStarting, kUploading, kRemoving, kSwapping };
 
   /// Holds an id busy.
   class Hold {
@@ -165,6 +171,15 @@ class Store final : public ChunkStore {
   Task<std::optional<Location>> locate(ChunkId id);
   Task<std::vector<std::uint32_t>> block_crcs(ChunkId id, Location location);
   Task<std::shared_ptr<const ChunkEntry>> look_up(ChunkId id);
+  /// What the index says of a chunk, at one moment. `crcs`: an error when they are damaged.
+  struct Found {
+    Location location;
+    Result<std::vector<std::uint32_t>> crcs;
+  };
+  Task<std::optional<Found>> find_entry(ChunkId id);
+  Task<std::shared_ptr<Pending>> reserve(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> crcs,
+                                         DataGroup group);
+  Task<Hold> hold_for_swap(std::shared_ptr<Pending> upload);
 
   Result<Buffer> check_piece(const Pending& upload, std::uint32_t offset, rt::MutableBuffer memory,
                              std::uint32_t size) const;
@@ -172,6 +187,7 @@ class Store final : public ChunkStore {
   static Task<void> finish_upload(Store& self, std::shared_ptr<Pending> upload);
   void drop(const std::shared_ptr<Pending>& upload);
   void abandon(Pending& upload);
+  Result<void> retire_copy(const ChunkId& id, const Location& location);
   static Task<void> erase_all(Store& self, std::vector<ChunkId> ids);
   static Task<void> erase_some(Store& self, std::vector<ChunkId> ids);
 
@@ -288,6 +304,14 @@ Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t
     co_return fail(Errc::kConflict, text_of(id) + " exists with other bytes");
   }
 
+  CO_TRY(auto pending, co_await reserve(id, length, std::move(crcs), group));
+  hold.hand_to_upload();
+  co_return std::make_unique<UploadHandle>(self_, std::move(pending));
+}
+
+/// An upload with room on the disk.
+Task<std::shared_ptr<Pending>> Store::reserve(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> crcs,
+                                              DataGroup group) {
   CO_TRY(auto space, co_await segments_->space());
   // New segments leave the whole ballast; what the index takes since comes out of it.
   if (space.free_bytes < options_.ballast_bytes / 2)
@@ -296,7 +320,7 @@ Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t
   auto pending = std::make_shared<Pending>();
   pending->id = id;
   pending->length = length;
-  pending->digest = digest;
+  pending->digest = chunk_digest(crcs);
   pending->group = group;
   pending->crcs = std::move(crcs);
   pending->missing = (length + unit_bytes() - 1) / unit_bytes();
@@ -304,7 +328,21 @@ Task<std::unique_ptr<ChunkStore::Upload>> Store::start(ChunkId id, std::uint32_t
   CO_TRY(pending->extent, co_await segments_->reserve(round_up(length, kSectorBytes)));
   pending->file = pending->extent.segment->file;
   assert(pending->file);
-  hold.hand_to_upload();
+  co_return std::move(pending);
+}
+
+Task<std::unique_ptr<ChunkStore::Upload>> Store::start_repair(ChunkId id, std::string place,
+                                                              std::vector<std::uint32_t> crcs) {
+  auto seen = decode_location(place);
+  if (!seen) co_return fail(Errc::kInvalid, text_of(id) + ": not a place that entry() or scan() told");
+  Operation operation(*this);
+  CO_CHECK_OK(check_writable());
+  if (crcs.size() != blocks_of(seen->length) || chunk_digest(crcs) != seen->digest)
+    co_return fail(Errc::kConflict, text_of(id) + ": the bytes that are to repair it are not its own");
+  CO_TRY(const auto now, co_await locate(id));
+  if (now != *seen) co_return fail(Errc::kNotFound, text_of(id) + ": removed or repaired meanwhile");
+  CO_TRY(auto pending, co_await reserve(id, seen->length, std::move(crcs), seen->group));
+  pending->replaces = *seen;
   co_return std::make_unique<UploadHandle>(self_, std::move(pending));
 }
 
@@ -320,7 +358,8 @@ Result<Buffer> Store::check_piece(const Pending& upload, std::uint32_t offset, r
   for (std::uint32_t done = 0; done < size; done += kBlockBytes) {
     const auto block = static_cast<std::uint32_t>((offset + done) / kBlockBytes);
     const auto bytes = memory.bytes.subspan(done, std::min<std::size_t>(kBlockBytes, size - done));
-    if (crc32c(bytes, block_seed(upload.id, block)) != upload.crcs[block])
+    if (crc32c(bytes, block_seed(upload.id, block)) != upload.crcs[block] &&
+        !(upload.replaces && bugs_.repair_unchecked))
       return fail(Errc::kDataLoss, text_of(upload.id) + " block " + std::to_string(block) +
                                        ": the bytes that arrived do not match their CRC");
   }
@@ -368,6 +407,15 @@ Task<void> Store::finish_upload(Store& self, std::shared_ptr<Pending> upload) {
     co_return fail(Errc::kInvalid,
                    text_of(upload->id) + ": " + std::to_string(upload->missing) + " pieces have not been written");
   upload->finishing = true;
+  std::optional<Hold> hold;
+  if (upload->replaces) {
+    auto held = co_await self.hold_for_swap(upload);
+    if (!held) {
+      self.segments_->give_up(upload->extent);
+      co_return fail(std::move(held).error());
+    }
+    hold.emplace(*std::move(held));
+  }
 
   const Location location{.segment = upload->extent.segment->id,
                           .sector = static_cast<std::uint32_t>(upload->extent.offset / kSectorBytes),
@@ -378,17 +426,49 @@ Task<void> Store::finish_upload(Store& self, std::shared_ptr<Pending> upload) {
   batch.put(Table::kChunks, key_of(upload->id), encode_location(location));
   batch.put(Table::kBlockCrcs, key_of(upload->id), encode_block_crcs(upload->crcs));
   std::vector<std::shared_ptr<File>> flush_first{upload->file};
-  auto committed = co_await self.committer_.commit(std::move(batch), std::move(flush_first));
-  if (committed) {
-    self.segments_->make_live(upload->extent);
-    self.chunks_++;
+  auto committing = self.committer_.commit(std::move(batch), std::move(flush_first));
+  Result<void> committed;
+  if (upload->replaces && self.bugs_.repair_early)
+    self.scope_.spawn(std::move(committing));
+  else
+    committed = co_await std::move(committing);
+  if (committed) self.segments_->make_live(upload->extent);
+  if (upload->replaces) {
+    // When it has failed the index may say the one or the other: both stay.
+    if (committed) CO_CHECK_OK(self.retire_copy(upload->id, *upload->replaces));
   } else {
-    // Perhaps it is in the index: its space stays as it is.
-    self.in_doubt_.insert(upload->id);
+    if (committed)
+      self.chunks_++;
+    else  // perhaps it is in the index: its space stays as it is
+      self.in_doubt_.insert(upload->id);
+    self.release(upload->id);
   }
-  self.release(upload->id);
   if (!committed) co_return fail(std::move(committed).error().with(text_of(upload->id)));
   co_return {};
+}
+
+/// The id, while nothing else happens to it and its copy is still the one that is to be replaced.
+Task<Store::Hold> Store::hold_for_swap(std::shared_ptr<Pending> upload) {
+  while (busy_.contains(upload->id)) {
+    co_await busy_changed_.wait();
+    CO_CHECK_OK(check_writable());
+  }
+  Hold hold(*this, upload->id, Busy::kSwapping);
+  CO_TRY(const auto now, co_await locate(upload->id));
+  if (bugs_.repair_blind)
+    upload->replaces = now;
+  else if (now != upload->replaces)
+    co_return fail(Errc::kNotFound, text_of(upload->id) + ": removed or repaired meanwhile");
+  co_return std::move(hold);
+}
+
+/// The index says that the chunk lies elsewhere: what it was read from before goes.
+Result<void> Store::retire_copy(const ChunkId& id, const Location& location) {
+  erasures_++;
+  cache_.erase(id);
+  TRY(auto segment, segments_->find(location.segment));
+  segments_->make_dead({std::move(segment), location.offset(), location.padded()}, id);
+  return {};
 }
 
 /// The caller's handle is gone. Runs in destructors: books only, the background task touches the disk.
@@ -400,7 +480,7 @@ void Store::drop(const std::shared_ptr<Pending>& upload) {
 
 void Store::abandon(Pending& upload) {
   segments_->give_up(upload.extent);
-  release(upload.id);
+  if (!upload.replaces) release(upload.id);
 }
 
 Task<std::optional<ChunkInfo>> Store::find(ChunkId id) {
@@ -516,6 +596,74 @@ Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uin
   const auto first = entry->crcs.begin() + offset / kBlockBytes;
   raw.block_crcs.assign(first, first + static_cast<std::ptrdiff_t>(round_up(raw.size, kBlockBytes) / kBlockBytes));
   co_return raw;
+}
+
+Task<std::optional<Store::Found>> Store::find_entry(ChunkId id) {
+  for (;;) {
+    const auto erasures = erasures_;
+    CO_TRY(const auto location, co_await locate(id));
+    if (!location || unacknowledged(id)) co_return std::nullopt;
+    auto crcs = co_await block_crcs(id, *location);
+    // Erased or swapped between the two look-ups, or about to be: once more.
+    if (erasures != erasures_) continue;
+    if (!crcs && busy_.contains(id)) {
+      co_await busy_changed_.wait();
+      CO_CHECK_OK(check_open());
+      continue;
+    }
+    if (!crcs && crcs.error().code != Errc::kDataLoss) co_return fail(std::move(crcs).error());
+    co_return Found{*location, std::move(crcs)};
+  }
+}
+
+Task<std::optional<ChunkStore::Entry>> Store::entry(ChunkId id) {
+  Operation operation(*this);
+  CO_CHECK_OK(check_open());
+  CO_TRY(auto found, co_await find_entry(id));
+  if (!found) co_return std::nullopt;
+  const auto& location = found->location;
+  co_return Entry{.info = {.id = id, .length = location.length, .digest = location.digest, .group = location.group},
+                  .place = encode_location(location),
+                  .block_crcs = std::move(found->crcs).value_or(std::vector<std::uint32_t>())};
+}
+
+Task<ChunkStore::Scan> Store::scan(ChunkId id, std::uint32_t offset) {
+  Operation operation(*this);
+  CO_CHECK_OK(check_open());
+  Segments::Pin pin(*segments_, id);
+  CO_TRY(const auto found, co_await find_entry(id));
+  if (!found) co_return fail(Errc::kNotFound, text_of(id) + ": not on this target");
+  const auto& location = found->location;
+  if (offset % unit_bytes() != 0 || offset >= location.length)
+    co_return fail(Errc::kInvalid, text_of(id) + ": a scan at " + std::to_string(offset) + " of " +
+                                       std::to_string(location.length) + " bytes");
+  Scan scan{.place = encode_location(location),
+            .size = static_cast<std::uint32_t>(std::min<std::uint64_t>(unit_bytes(), location.length - offset)),
+            .bad = {}};
+  const auto all_bad = [&](const std::string& reason) {
+    for (std::uint32_t at = 0; at < scan.size; at += kBlockBytes) scan.bad.push_back({offset + at, reason});
+  };
+  if (!found->crcs) {
+    all_bad(found->crcs.error().message);
+    co_return scan;
+  }
+  CO_TRY(auto segment, segments_->find(location.segment));
+  auto file = co_await segments_->file_of(segment);
+  if (!file) {
+    all_bad(file.error().message);
+    co_return scan;
+  }
+  CO_TRY(auto memory, co_await units_.acquire());
+  const auto first = found->crcs->begin() + offset / kBlockBytes;
+  BlocksAt blocks{.id = id,
+                  .offset = offset,
+                  .size = scan.size,
+                  .at = location.offset() + offset,
+                  .in = segment_name(location.segment),
+                  .crcs = {first, first + blocks_of(scan.size)}};
+  CO_TRY(scan.bad, co_await check_blocks(*file, std::move(blocks), std::move(memory)));
+  bytes_read_ += round_up(scan.size, kSectorBytes);
+  co_return scan;
 }
 
 Task<void> Store::erase_all(Store& self, std::vector<ChunkId> ids) {

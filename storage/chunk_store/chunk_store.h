@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "proto/common/ids.h"
@@ -92,6 +93,38 @@ class ChunkStore {
   /// errors: kNotFound;  kInvalid  outside the chunk
   virtual Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) = 0;
   virtual std::size_t unit_bytes() const = 0;
+
+  // ---- Looking after copies
+
+  /// A chunk as the index has it now, past all caches.
+  struct Entry {
+    ChunkInfo info;
+    std::string place;                      // where its bytes lie; another one once it has been repaired
+    std::vector<std::uint32_t> block_crcs;  // empty: they are damaged
+  };
+  virtual Task<std::optional<Entry>> entry(ChunkId id) = 0;
+
+  struct BadBlock {
+    std::uint32_t offset = 0;  // in the chunk
+    std::string reason;        // with segment and offset there
+  };
+  struct Scan {
+    std::string place;
+    std::uint32_t size = 0;  // bytes looked at
+    std::vector<BadBlock> bad;
+  };
+  /// Reads the piece of a chunk at `offset`, up to unit_bytes(), from the disk, and tells every block of it that is
+  /// bad: cannot be read, or does not match its CRC. A chunk that is removed meanwhile may look bad: see entry().
+  /// sizes:  offset a multiple of unit_bytes()
+  /// errors: kNotFound;  kInvalid  outside the chunk;  kDataLoss  the index cannot say where it lies
+  virtual Task<Scan> scan(ChunkId id, std::uint32_t offset) = 0;
+
+  /// Good bytes for a chunk that is damaged at `place`; as start(). They are written elsewhere, and take the place of
+  /// the damaged ones at finish(), in one index batch, unless the chunk has been removed or repaired meanwhile: then
+  /// nothing changes.
+  /// errors: kNotFound  it does not lie there any more; also of finish();  kConflict  CRCs of another chunk's bytes
+  virtual Task<std::unique_ptr<Upload>> start_repair(ChunkId id, std::string place,
+                                                     std::vector<std::uint32_t> block_crcs) = 0;
 
   /// Erases index entries (synced), then, when no read of an extent is left, punches it or unlinks the empty segment.
   /// Unknown ids are skipped.

@@ -21,6 +21,9 @@ struct PlantedBugs {
   bool punch_before_sync = false;       // punch before the delete batch is synced
   bool no_read_check = false;           // CRC not checked on read
   bool append_foreign_segment = false;  // append to a segment of an earlier process
+  bool repair_blind = false;            // a repair replaces whatever the index says by then
+  bool repair_unchecked = false;        // a repair writes what its source has, good or bad
+  bool repair_early = false;            // a repair is acknowledged before it is durable
 };
 
 /// The one way to durable: data flushed, then the index batch synced, then the mark, then the caller is told.

@@ -54,6 +54,9 @@ class Index {
   virtual Task<std::optional<std::string>> get(Table table, std::string key) = 0;
   /// Entries with from <= key < to (empty `to`: to the end), at most `limit`, in key order.
   virtual Task<std::vector<IndexEntry>> scan(Table table, std::string from, std::string to, std::size_t limit) = 0;
+  /// Reads the files that it lies in and checks all of them that lie still; what is being written is checked at open.
+  /// errors: kDataLoss  which file is damaged
+  virtual Task<void> verify() = 0;
 };
 
 }  // namespace cairn::storage

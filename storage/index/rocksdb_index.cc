@@ -245,6 +245,14 @@ struct Database {
     return entries;
   }
 
+  Result<void> verify() const {
+    rocksdb::ReadOptions how;
+    how.fill_cache = false;
+    const auto status = db->VerifyChecksum(how);
+    if (!status.ok()) return failed("verify", path, status);
+    return {};
+  }
+
  private:
   std::optional<Error> failure_;  // of the first failed commit
 };
@@ -282,6 +290,10 @@ class RocksDbIndex final : public Index {
                     [database = database_.get(), table, from = std::move(from), to = std::move(to), limit] {
                       return database->scan(table, from, to, limit);
                     });
+  }
+
+  Task<void> verify() override {
+    return rt::away(loop_, *readers_, [database = database_.get()] { return database->verify(); });
   }
 
  private:

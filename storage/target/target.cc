@@ -122,6 +122,12 @@ class OpenTarget final : public Target {
   Committer& committer() override { return *committer_; }
   ChunkStore& chunks() override { return *chunks_; }
   RecordStore& records() override { return *records_; }
+  Task<void> verify() override {
+    CO_TRY(const auto found, co_await examine(*disk_));
+    if (!found || found->uuid != superblock_.uuid || found->incarnation != superblock_.incarnation)
+      co_return fail(Errc::kDataLoss, "superblock: not the one that this start has written");
+    co_return co_await index_->verify();
+  }
   Task<void> close() override {
     CO_CHECK_OK(co_await records_->close());
     CO_CHECK_OK(co_await chunks_->close());

@@ -47,6 +47,8 @@ class Target {
   virtual ChunkStore& chunks() = 0;
   /// Records that lie on this target alone; not for groups with a map, whose members are several targets.
   virtual RecordStore& records() = 0;
+  /// Reads superblock and index files and checks them. errors: kDataLoss  what is damaged
+  virtual Task<void> verify() = 0;
   /// Waits for operations in flight. Await it before destroying, unless the process dies.
   virtual Task<void> close() = 0;
 };

@@ -18,6 +18,9 @@ constexpr StorageBug kStorageBugs[] = {
     {"no_read_check", "the CRC is not checked on read", &storage::PlantedBugs::no_read_check},
     {"append_foreign_segment", "a process appends to a segment of another one",
      &storage::PlantedBugs::append_foreign_segment},
+    {"repair_blind", "a repair replaces an entry that has changed since it was seen",
+     &storage::PlantedBugs::repair_blind},
+    {"repair_early", "a repair is acknowledged before it is durable", &storage::PlantedBugs::repair_early},
 };
 
 struct SaveBug {

@@ -97,6 +97,7 @@ class SimIndex final : public storage::Index {
   Task<std::vector<IndexEntry>> scan(Table table, std::string from, std::string to, std::size_t limit) override {
     return scan_on(state_, caller_, table, std::move(from), std::move(to), limit);
   }
+  Task<void> verify() override { return verify_on(state_, caller_); }
 
  private:
   static Task<void> commit_on(std::shared_ptr<State> state, Caller caller, Batch batch, bool sync) {
@@ -149,6 +150,12 @@ class SimIndex final : public storage::Index {
     for (auto it = t.lower_bound(from); it != t.end() && out.size() < limit && (to.empty() || it->first < to); ++it)
       out.push_back({it->first, it->second});
     co_return out;
+  }
+
+  static Task<void> verify_on(std::shared_ptr<State> state, Caller caller) {
+    if (caller.gone()) co_return gone(caller);
+    co_await caller.node->sleep(state->delay());
+    co_return readable(*state);
   }
 
   static Result<void> readable(State& s) {

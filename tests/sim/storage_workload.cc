@@ -79,6 +79,7 @@ class StorageWorkload {
   static Task<void> put(StorageWorkload* w, ChunkId id, bool abandon);
   static Task<void> read_one(StorageWorkload* w, ChunkId id);
   static Task<Buffer> read_all(StorageWorkload* w, ChunkId id, std::uint32_t length);
+  static Task<void> repair(StorageWorkload* w, ChunkId id);
   static Task<void> remove(StorageWorkload* w, std::vector<ChunkId> ids);
   static Task<void> list(StorageWorkload* w);
   static Task<void> change(StorageWorkload* w, std::string key);
@@ -233,6 +234,24 @@ Task<void> StorageWorkload::read_one(StorageWorkload* w, ChunkId id) {
   co_return {};
 }
 
+/// Writes a chunk anew, damaged or not, while others do with it what they like.
+Task<void> StorageWorkload::repair(StorageWorkload* w, ChunkId id) {
+  const auto bytes = bytes_of_chunk(id, w->chunks_[id].length);
+  auto& store = w->target_->chunks();
+  CO_TRY(const auto entry, co_await store.entry(id));
+  if (!entry) co_return {};
+  CO_TRY(auto upload, co_await store.start_repair(id, entry->place, crcs_of(id, bytes)));
+  for (std::size_t at = 0; at < bytes.size(); at += kUnitBytes) {
+    CO_TRY(auto unit, co_await w->units_->acquire());
+    const auto size = std::min(kUnitBytes, bytes.size() - at);
+    std::memcpy(unit.bytes.data(), bytes.data() + at, size);
+    CO_CHECK_OK(
+        co_await upload->write(static_cast<std::uint32_t>(at), std::move(unit), static_cast<std::uint32_t>(size)));
+  }
+  co_await w->node_.sleep(w->draw_.between(rt::Duration(0), rt::Duration(2ms)));
+  co_return co_await upload->finish();
+}
+
 Task<void> StorageWorkload::remove(StorageWorkload* w, std::vector<ChunkId> ids) {
   for (const auto& id : ids) {
     ++w->chunks_[id].busy;
@@ -311,8 +330,10 @@ Task<void> StorageWorkload::write(StorageWorkload* w, std::uint32_t writer) {
       if (auto id = w->pick(ChunkState::kTrying)) CO_CHECK_OK(co_await put(w, *id, false));
     } else if (dice < 55) {
       if (auto id = w->pick(ChunkState::kThere)) CO_CHECK_OK(co_await put(w, *id, false));
-    } else if (dice < 70) {
+    } else if (dice < 67) {
       if (auto id = w->pick(ChunkState::kThere)) CO_CHECK_OK(co_await read_one(w, *id));
+    } else if (dice < 70) {
+      if (auto id = w->pick(ChunkState::kThere)) (void)co_await repair(w, *id);
     } else if (dice < 82) {
       std::vector<ChunkId> ids;
       if (auto id = w->pick(ChunkState::kThere)) ids.push_back(*id);
