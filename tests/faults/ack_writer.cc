@@ -2,18 +2,25 @@
 // any moment and know what must still be there. Content is a function of its address: the right bytes in the wrong
 // place are noticed too.
 //
-//   ack_writer objects --server S --bucket B --seed N --first-version V
-//       puts, overwrites and removes objects from several threads until killed
+//   ack_writer objects --server S --bucket B --seed N --first-version V [--check 1]
+//       puts, overwrites and removes objects from several threads until killed; --check 1: also streams of several
+//       chunks, some given up in the middle, and reads, ranges and listings of what it has just done
 //   ack_writer steps --server S --run B/RUN --job J --restart N --world W [--rank R] [--keep K] [--until STEP]
 //       one launch of a job: resumes and saves step after step; without --rank all ranks in this process
-//   ack_writer verify --server S          < expectations
-//       reads everything back; see verify() for the lines it takes and prints
+//   ack_writer verify --server S [--layout N] [--removals 1]        < expectations
+//       reads everything back; see verify() for the lines it takes and prints. --layout: in how many parts tensors are
+//       restored; --removals 1: others remove steps meanwhile
+//
+// All: --transport tcp|unix|shm, and --pause MS between operations.
 //
 // Lines printed: "start WHAT ..." before an operation that may or may not have happened if no "ack WHAT ..." follows.
 
 #include <cairn/client.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -73,13 +80,31 @@ cairn::Client connect(const Arguments& arguments) {
   options.arena_bytes = 32u << 20;
   options.chunk_bytes = 256u << 10;  // several chunks even in a small tensor
   options.timeout = std::chrono::seconds(20);
+  if (arguments.contains("transport")) {
+    const std::string& transport = arguments.at("transport");
+    options.unix_socket = transport != "tcp";
+    options.shared_memory = transport == "shm";
+  }
   return must(cairn::Client::connect(options), "connect");
+}
+
+// Bounds the load of a test that runs for long.
+void pause(const Arguments& arguments) {
+  if (arguments.contains("pause"))
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::stoul(arguments.at("pause"))));
+}
+
+std::atomic<bool> bad = false;
+void complain(const std::string& what) {
+  bad = true;
+  say("bad " + what);
 }
 
 // ---- Objects ----
 
 std::size_t object_size(const std::string& key, std::uint64_t version) {
   const std::uint64_t h = mix(hash_of(key) ^ version);
+  if (key.starts_with("stream-")) return h % 2'500'000;
   switch (h % 4) {
     case 0:
       return h / 4 % 5000;  // tiny, sometimes empty
@@ -100,39 +125,163 @@ std::vector<std::byte> object_content(const std::string& key, std::uint64_t vers
   return bytes;
 }
 
-int write_objects(const Arguments& arguments) {
-  const std::string bucket = arguments.at("bucket");
-  const std::uint64_t seed = std::stoull(arguments.at("seed"));
-  const std::uint64_t first_version = std::stoull(arguments.at("first-version"));
-  constexpr std::uint64_t kThreads = 4, kKeysPerThread = 10;
-  auto client = connect(arguments);
+// Written in pieces. False: given up in the middle, as `abandon` says, so that nothing of it may be seen.
+bool put_stream(cairn::Client& client, const std::string& bucket, const std::string& key,
+                std::span<const std::byte> bytes, std::uint64_t random, bool abandon) {
+  auto writer = must(client.create_object(bucket, key, {}), "create " + key);
+  const std::size_t end = abandon ? bytes.size() / 2 : bytes.size();
+  for (std::size_t at = 0; at < end;) {
+    random = mix(random);
+    const std::size_t piece = std::min<std::size_t>(end - at, 1 + random % 900'000);
+    must(writer.write(bytes.subspan(at, piece)), "write " + key);
+    at += piece;
+  }
+  if (!abandon) {
+    must(writer.finish(), "finish " + key);
+  } else if (random % 2 == 0) {
+    must(writer.abort(), "abort " + key);
+  }  // else dropped
+  return !abandon;
+}
 
-  std::vector<std::thread> threads;
-  for (std::uint64_t t = 0; t < kThreads; ++t)
-    threads.emplace_back([&, t] {
-      std::uint64_t random = mix(seed * kThreads + t);
-      std::vector<bool> present(kKeysPerThread, true);  // perhaps, from an earlier round
-      for (std::uint64_t n = 0;; ++n) {
-        random = mix(random);
-        const std::uint64_t k = random % kKeysPerThread;
-        const std::string key = "key-" + std::to_string(t) + "-" + std::to_string(k);
-        const std::uint64_t version = first_version + n * kThreads + t;
-        const std::string address = key + " " + std::to_string(version);
-        if (random / 16 % 6 == 0 && present[k]) {
-          say("start rm " + address);
-          auto removed = client.remove(bucket, key);
-          if (!removed && removed.error().code != cairn::Errc::kNotFound) give_up("rm " + key, removed.error());
-          say("ack rm " + address);
-          present[k] = false;
-        } else {
-          const auto bytes = object_content(key, version);
-          say("start put " + address);
-          must(client.put(bucket, key, bytes), "put " + key);
-          say("ack put " + address);
-          present[k] = true;
-        }
+// One thread's keys. Nobody else writes them, so what it has just done is what a read must find.
+class ObjectWriting {
+ public:
+  ObjectWriting(cairn::Client client, const Arguments& arguments, std::uint64_t thread)
+      : client_(std::move(client)),
+        arguments_(arguments),
+        bucket_(arguments.at("bucket")),
+        thread_(thread),
+        check_(arguments.contains("check")),
+        random_(mix(std::stoull(arguments.at("seed")) * kThreads + thread)),
+        next_version_(std::stoull(arguments.at("first-version")) + thread) {
+    for (std::uint64_t k = 0; k < kKeys; ++k) {
+      // With checks half of the keys are streams; those of other tests have no such keys.
+      const std::string kind = check_ && k % 2 == 1 ? "stream-" : "key-";
+      keys_.push_back(kind + std::to_string(thread) + "-" + std::to_string(k));
+    }
+  }
+
+  static constexpr std::uint64_t kThreads = 4;
+
+  void forever() {
+    for (;;) {
+      random_ = mix(random_);
+      const std::uint64_t k = random_ % kKeys;
+      if (random_ / 16 % 6 == 0 && known_[k] != 0u) {
+        remove(k);
+      } else {
+        put(k);
       }
-    });
+      if (check_) {
+        random_ = mix(random_);
+        read(random_ % kKeys);
+        if (random_ / 16 % 8 == 0) list();
+      }
+      pause(arguments_);
+    }
+  }
+
+ private:
+  static constexpr std::uint64_t kKeys = 10;
+
+  void remove(std::uint64_t k) {
+    const std::string address = keys_[k] + " " + std::to_string(next_version_);
+    next_version_ += kThreads;
+    say("start rm " + address);
+    auto removed = client_.remove(bucket_, keys_[k]);
+    if (!removed && removed.error().code != cairn::Errc::kNotFound) give_up("rm " + keys_[k], removed.error());
+    say("ack rm " + address);
+    known_[k] = 0;
+  }
+
+  void put(std::uint64_t k) {
+    const std::string& key = keys_[k];
+    const std::uint64_t version = next_version_;
+    next_version_ += kThreads;
+    const std::string address = key + " " + std::to_string(version);
+    const auto bytes = object_content(key, version);
+    const bool abandon = random_ / 128 % 8 == 0;
+    if (key.starts_with("stream-")) {
+      if (!abandon) say("start put " + address);
+      if (!put_stream(client_, bucket_, key, bytes, random_, abandon)) return;
+    } else {
+      say("start put " + address);
+      must(client_.put(bucket_, key, bytes), "put " + key);
+    }
+    say("ack put " + address);
+    known_[k] = version;
+  }
+
+  void read(std::uint64_t k) {
+    if (!known_[k]) return;
+    const std::string& key = keys_[k];
+    const std::string name = "object " + key + " " + std::to_string(*known_[k]);
+    auto opened = client_.open_object(bucket_, key);
+    if (*known_[k] == 0) {
+      if (opened || opened.error().code != cairn::Errc::kNotFound)
+        complain(name + ": removed, and " + (opened ? "there" : opened.error().message));
+      say("check absent " + key);
+      return;
+    }
+    if (!opened && opened.error().code == cairn::Errc::kNotFound) return complain(name + ": gone");
+    auto object = must(std::move(opened), "open " + key);
+    const auto wanted = object_content(key, *known_[k]);
+    std::size_t first = 0, last = wanted.size();
+    if (random_ % 4 != 0 && !wanted.empty()) {  // a range
+      first = mix(random_ + 1) % wanted.size();
+      last = first + mix(random_ + 2) % (wanted.size() - first + 1);
+    }
+    std::vector<std::byte> found;
+    must(object.stream(first, last,
+                       [&](std::span<const std::byte> piece) -> cairn::Result<void> {
+                         found.insert(found.end(), piece.begin(), piece.end());
+                         return {};
+                       }),
+         "read " + key);
+    if (!std::ranges::equal(found, std::span(wanted).subspan(first, last - first)))
+      complain(name + ": wrong bytes in [" + std::to_string(first) + ", " + std::to_string(last) + ")");
+    say("check read " + key + " " + std::to_string(found.size()));
+  }
+
+  void list() {
+    for (const std::string kind : {"key-", "stream-"}) {
+      cairn::ListOptions options;
+      options.prefix = kind + std::to_string(thread_) + "-";
+      options.limit = 3;
+      std::map<std::string, std::uint64_t> found;
+      for (;;) {
+        auto page = must(client_.list(bucket_, options), "list " + options.prefix);
+        for (const auto& item : page.items) found[item.key] = item.size_bytes;
+        if (!page.more) break;
+        options.token = page.next;
+      }
+      for (std::uint64_t k = 0; k < kKeys; ++k) {
+        if (!known_[k] || !keys_[k].starts_with(kind)) continue;
+        const auto item = found.find(keys_[k]);
+        const bool right = *known_[k] == 0 ? item == found.end()
+                                           : item != found.end() && item->second == object_size(keys_[k], *known_[k]);
+        if (!right) complain("listing of " + options.prefix + ": " + keys_[k] + " is not as it was left");
+      }
+      say("check list " + options.prefix);
+    }
+  }
+
+  cairn::Client client_;
+  const Arguments& arguments_;
+  std::string bucket_;
+  std::uint64_t thread_;
+  bool check_;
+  std::uint64_t random_, next_version_;
+  std::vector<std::string> keys_;
+  std::array<std::optional<std::uint64_t>, kKeys> known_;  // 0: absent; nothing: perhaps there, from an earlier round
+};
+
+int write_objects(const Arguments& arguments) {
+  auto client = connect(arguments);
+  std::vector<std::thread> threads;
+  for (std::uint64_t t = 0; t < ObjectWriting::kThreads; ++t)
+    threads.emplace_back([&, t] { ObjectWriting(client, arguments, t).forever(); });
   for (auto& thread : threads) thread.join();
   return 0;
 }
@@ -250,6 +399,7 @@ void save_steps(const Arguments& arguments, std::uint64_t rank, std::uint64_t wo
       if (!removed && removed.error().code != cairn::Errc::kNotFound) give_up(old, removed.error());
       say("ack " + old);
     }
+    pause(arguments);
   }
 }
 
@@ -267,12 +417,6 @@ int write_steps(const Arguments& arguments) {
 }
 
 // ---- Reading back ----
-
-bool bad = false;
-void complain(const std::string& what) {
-  bad = true;
-  say("bad " + what);
-}
 
 // One version of the key must be there, whole: "object BUCKET KEY VERSION...". Version 0 stands for absent.
 void verify_object(cairn::Client& client, std::istringstream& line) {
@@ -296,9 +440,10 @@ void verify_object(cairn::Client& client, std::istringstream& line) {
                   : std::string(cairn::name_of(found.error().code)) + ": " + found.error().message));
 }
 
-void verify_step(cairn::Client& client, const std::string& run, std::uint64_t number) {
+void verify_step(cairn::Client& client, const Arguments& arguments, const std::string& run, std::uint64_t number) {
   const std::string name = run + " step " + std::to_string(number);
   auto step = client.open_step(run, number);
+  if (!step && step.error().code == cairn::Errc::kNotFound && arguments.contains("removals")) return;
   if (!step) return complain(name + " is listed, but open: " + step.error().message);
   auto blob = step->blob("restart", 0);
   if (!blob) return complain(name + " blob: " + blob.error().message);
@@ -317,7 +462,8 @@ void verify_step(cairn::Client& client, const std::string& run, std::uint64_t nu
   if (std::string(reinterpret_cast<const char*>(token->data()), token->size()) != wanted_token)
     return complain(name + ": wrong token");
 
-  // In another layout than it was saved in.
+  // In another layout than it was saved in: what was saved by rows is restored by columns, and the other way round.
+  const std::uint64_t layout = arguments.contains("layout") ? std::stoull(arguments.at("layout")) : 2;
   const Address address{run, number, std::stoull(restart)};
   struct Part {
     Tensor tensor;
@@ -327,7 +473,16 @@ void verify_step(cairn::Client& client, const std::string& run, std::uint64_t nu
   std::vector<Part> parts;
   for (const auto& tensor : tensors_of(run, number)) {
     std::vector<cairn::Box> boxes = {whole(tensor)};
-    if (tensor.name == "w") boxes = {{{0, 0}, {tensor.shape[0], 50}}, {{0, 50}, {tensor.shape[0], 78}}};
+    if (tensor.name == "w" || tensor.name == "m") {
+      const std::size_t split = tensor.name == "w" ? 1 : 0;
+      boxes.clear();
+      for (std::uint64_t part = 0; part < layout; ++part) {
+        cairn::Box box = whole(tensor);
+        box.offset[split] = tensor.shape[split] * part / layout;
+        box.shape[split] = tensor.shape[split] * (part + 1) / layout - box.offset[split];
+        boxes.push_back(std::move(box));
+      }
+    }
     for (auto& box : boxes) {
       const std::size_t size = box_content(address, tensor, box).size();
       parts.push_back({tensor, std::move(box), std::vector<std::byte>(size)});
@@ -344,7 +499,7 @@ void verify_step(cairn::Client& client, const std::string& run, std::uint64_t nu
 }
 
 // Every step that is visible must be whole: "run BUCKET/RUN" prints "visible STEP RESTART" for each.
-void verify_run(cairn::Client& client, std::istringstream& line) {
+void verify_run(cairn::Client& client, const Arguments& arguments, std::istringstream& line) {
   std::string run;
   line >> run;
   std::optional<std::uint64_t> after;
@@ -353,7 +508,7 @@ void verify_run(cairn::Client& client, std::istringstream& line) {
     if (!page && page.error().code == cairn::Errc::kNotFound) return;  // killed before the run was opened
     if (!page) return complain("list " + run + ": " + page.error().message);
     for (const auto& step : page->items) {
-      verify_step(client, run, step.step);
+      verify_step(client, arguments, run, step.step);
       after = step.step;
     }
     if (!page->more) return;
@@ -369,7 +524,7 @@ int verify(const Arguments& arguments) {
     if (what == "object") {
       verify_object(client, line);
     } else if (what == "run") {
-      verify_run(client, line);
+      verify_run(client, arguments, line);
     } else {
       complain("no such expectation: " + text);
     }

@@ -147,22 +147,33 @@ class Daemon:
         if status != 0:
             raise Failure(f"daemon ended with {status} after SIGTERM; its log ends: {self.log_tail()}")
 
-    def metric(self, name):
-        """The sum over all labels of a metric."""
+    def metrics(self):
+        """Each metric, summed over its labels."""
         with urllib.request.urlopen(f"http://{self.http}/metrics", timeout=30) as reply:
             text = reply.read().decode()
-        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-                  if line.startswith(name) and line[len(name):len(name) + 1] in ("{", " ")]
-        if not values:
+        values = collections.defaultdict(float)
+        for line in text.splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                values[name.split("{", 1)[0]] += float(value)
+        return dict(values)
+
+    def metric(self, name):
+        values = self.metrics()
+        if name not in values:
             raise Failure(f"/metrics has no {name}")
-        return sum(values)
+        return values[name]
 
 
 class Writer:
     """An ack_writer process and what it has reported."""
 
-    def __init__(self, program, *args):
-        self.process = spawn([program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, program, *args, stdin=None):
+        self.process = spawn([program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE)
+        if stdin is not None:
+            self.process.stdin.write(stdin.encode())
+            self.process.stdin.close()
         self.lines = Lines(self.process.stdout)
         self._errors = Lines(self.process.stderr)
 
