@@ -11,7 +11,7 @@
 #include "client/cli/commands.h"
 #include "client/cli/files.h"
 #include "client/cli/output.h"
-#include "proto/common/ids.h"
+#include "proto/common/text.h"
 
 namespace cairn::cli {
 namespace {
@@ -200,12 +200,12 @@ class Restorer {
       if (file.is_safetensors || !file.name.ends_with(kEnd)) continue;
       const auto slash = file.name.rfind('/');
       const std::string folder = slash == file.name.npos ? "" : file.name.substr(0, slash + 1);
-      safetensors::ShardedIndex index;
+      safetensors::ShardedIndex index{.total_size = 0, .weight_map = {}};
       for (const auto& target : targets) {
         if (!target.name.starts_with(folder) || target.name.find('/', folder.size()) != target.name.npos) continue;
         for (const auto& tensor : target.header.tensors) {
           index.weight_map.emplace(tensor.name, target.name.substr(folder.size()));
-          index.total_size += tensor.end - tensor.begin;
+          *index.total_size += tensor.end - tensor.begin;
         }
       }
       if (index.weight_map.empty()) continue;

@@ -65,7 +65,9 @@ std::string_view advice(Errc code) {
 
 int report(std::string_view what, const Error& error) {
   std::string line = fmt::format("cairn {}: {} ({})", what, error.message, name_of(error.code));
-  if (const auto hint = advice(error.code); !hint.empty()) line += fmt::format("; {}", hint);
+  // An error that says itself, behind a ';', what to do needs no other advice.
+  const bool advised = error.message.find("; ") != error.message.npos;
+  if (const auto hint = advice(error.code); !advised && !hint.empty()) line += fmt::format("; {}", hint);
   print_error(line);
   return exit_code(error.code);
 }

@@ -11,8 +11,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "client/cli/output.h"
 #include "proto/common/ids.h"
+#include "proto/common/text.h"
 
 namespace cairn::cli {
 namespace fs = std::filesystem;
@@ -45,7 +45,7 @@ Failure errno_failure(std::string_view doing, const std::string& path, int error
                     : error == ENOSPC || error == EDQUOT                         ? Errc::kNoSpace
                     : error == EISDIR || error == ENAMETOOLONG || error == ELOOP ? Errc::kInvalid
                                                                                  : Errc::kFailed;
-  return fail(code, fmt::format("{} '{}': {}", doing, printable(path), std::strerror(error)));
+  return fail(code, fmt::format("{} '{}': {}", doing, printable(path, kPathShownMax), std::strerror(error)));
 }
 
 Fd::~Fd() {
@@ -58,30 +58,50 @@ Result<std::unique_ptr<FileSource>> FileSource::open(std::string path) {
   if (fd.get() < 0) return errno_failure("open", path, errno);
   struct stat info{};
   if (::fstat(fd.get(), &info) != 0) return errno_failure("stat", path, errno);
-  if (!S_ISREG(info.st_mode)) return fail(Errc::kInvalid, fmt::format("'{}' is not a regular file", printable(path)));
-  const auto size = static_cast<std::uint64_t>(info.st_size);
-  return std::unique_ptr<FileSource>(new FileSource(std::move(path), std::move(fd), size, info.st_mtim));
+  if (!S_ISREG(info.st_mode))
+    return fail(Errc::kInvalid, fmt::format("'{}' is not a regular file", printable(path, kPathShownMax)));
+  const auto state = state_of(info);
+  return std::unique_ptr<FileSource>(new FileSource(std::move(path), std::move(fd), state));
+}
+
+FileSource::State FileSource::state_of(const struct stat& info) {
+  return {.device = info.st_dev,
+          .inode = info.st_ino,
+          .size = static_cast<std::uint64_t>(info.st_size),
+          .modified_seconds = info.st_mtim.tv_sec,
+          .modified_nanos = info.st_mtim.tv_nsec};
+}
+
+Failure FileSource::changed(const State& now) const {
+  return fail(Errc::kFailed, fmt::format("'{}' was written to or replaced while it was being saved ({} bytes at first, "
+                                         "{} now); save it again when its writer is done",
+                                         printable(path_, kPathShownMax), state_.size, now.size));
+}
+
+Result<void> FileSource::reopen() {
+  TRY(auto again, open(path_));
+  if (again->state_ != state_) return changed(again->state_);
+  fd_ = std::move(again->fd_);
+  return {};
 }
 
 Result<void> FileSource::check_unchanged() const {
   struct stat now{};
-  if (::fstat(fd_.get(), &now) != 0) return errno_failure("stat", path_, errno);
-  if (static_cast<std::uint64_t>(now.st_size) == size_ && now.st_mtim.tv_sec == modified_.tv_sec &&
-      now.st_mtim.tv_nsec == modified_.tv_nsec)
-    return {};
-  return fail(Errc::kFailed, fmt::format("'{}' was written to while it was being saved ({} bytes at first, {} now): "
-                                         "save it again when its writer is done",
-                                         printable(path_), size_, now.st_size));
+  const bool closed = fd_.get() < 0;
+  if ((closed ? ::stat(path_.c_str(), &now) : ::fstat(fd_.get(), &now)) != 0)
+    return errno_failure("stat", path_, errno);
+  return state_of(now) == state_ ? Result<void>() : changed(state_of(now));
 }
 
 Result<void> FileSource::read(std::uint64_t offset, std::span<std::byte> out) {
+  if (fd_.get() < 0) CHECK_OK(reopen());
   while (!out.empty()) {
     const auto got = ::pread(fd_.get(), out.data(), out.size(), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return errno_failure("read", path_, errno);
     if (got == 0)
-      return fail(Errc::kFailed,
-                  fmt::format("'{}' shrank while it was read: no bytes at {}", printable(path_), offset));
+      return fail(Errc::kFailed, fmt::format("'{}' shrank while it was read: no bytes at {}",
+                                             printable(path_, kPathShownMax), offset));
     out = out.subspan(static_cast<std::size_t>(got));
     offset += static_cast<std::uint64_t>(got);
   }
@@ -165,7 +185,8 @@ Result<FolderInPlace> FolderInPlace::create(std::string path) {
   if (fs::exists(status)) {
     const bool empty = fs::is_directory(status) && fs::is_empty(path, error);
     if (error) return errno_failure("read folder", path, error.value());
-    if (!empty) return fail(Errc::kExists, fmt::format("'{}' is not a new or empty folder", printable(path)));
+    if (!empty)
+      return fail(Errc::kExists, fmt::format("'{}' is not a new or empty folder", printable(path, kPathShownMax)));
   }
   auto temporary = fmt::format("{}/.{}.cairn-XXXXXX", folder_of(path), fs::path(path).filename().string());
   if (::mkdtemp(temporary.data()) == nullptr) return errno_failure("make a folder beside", path, errno);
@@ -219,8 +240,8 @@ Result<std::vector<LocalFile>> collect_files(const std::vector<std::string>& pat
       // Links to files are followed (model hubs keep folders of them); links to folders could run in circles.
       const auto name = at->path().lexically_relative(path).generic_string();
       if (at->is_directory() && at->is_symlink())
-        return fail(Errc::kInvalid,
-                    fmt::format("'{}' is a link to a folder: name that folder itself", printable(at->path().string())));
+        return fail(Errc::kInvalid, fmt::format("'{}' is a link to a folder: name that folder itself",
+                                                printable(at->path().string(), kPathShownMax)));
       if (!at->is_directory()) out.push_back({at->path().string(), name});
     }
     if (error) return errno_failure("read folder", path, error.value());
@@ -229,8 +250,9 @@ Result<std::vector<LocalFile>> collect_files(const std::vector<std::string>& pat
   for (std::size_t i = 0; i < out.size(); ++i) {
     CHECK_OK(check_saved_name(out[i].name));
     if (i > 0 && out[i].name == out[i - 1].name)
-      return fail(Errc::kInvalid, fmt::format("'{}' and '{}' would both be saved as '{}'", printable(out[i - 1].path),
-                                              printable(out[i].path), printable(out[i].name)));
+      return fail(Errc::kInvalid,
+                  fmt::format("'{}' and '{}' would both be saved as '{}'", printable(out[i - 1].path, kPathShownMax),
+                              printable(out[i].path, kPathShownMax), printable(out[i].name)));
   }
   if (out.empty()) return fail(Errc::kInvalid, "no files there");
   return out;

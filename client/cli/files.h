@@ -1,7 +1,5 @@
 #pragma once
 
-#include <time.h>
-
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -13,7 +11,12 @@
 #include "proto/common/result.h"
 
 /// The local side of the command line: files and folders.
+struct stat;
+
 namespace cairn::cli {
+
+/// Of a path in messages: longer than any sensible one, shorter than a screen.
+inline constexpr std::size_t kPathShownMax = 1024;
 
 /// "DOING 'PATH': No such file or directory", with a code that fits errno.
 Failure errno_failure(std::string_view doing, const std::string& path, int error);
@@ -24,7 +27,7 @@ class Fd {
   explicit Fd(int fd = -1) : fd_(fd) {}
   Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
   Fd& operator=(Fd&& other) noexcept {
-    std::swap(fd_, other.fd_);
+    std::swap(fd_, other.fd_);  // what was held is closed with `other`
     return *this;
   }
   ~Fd();
@@ -35,24 +38,33 @@ class Fd {
 };
 
 /// A file of any size, read by ranges. Its size is taken when it is opened; a file that shrinks meanwhile is an error.
+/// Between close() and the next read() it holds no descriptor.
 class FileSource : public safetensors::ByteSource {
  public:
   /// errors: kNotFound, kDenied, kInvalid  not a regular file
   static Result<std::unique_ptr<FileSource>> open(std::string path);
   std::string name() const override { return path_; }
-  std::uint64_t size() const override { return size_; }
+  std::uint64_t size() const override { return state_.size; }
+  /// errors: kFailed  the file shrank, or is not the one that was closed
   Result<void> read(std::uint64_t offset, std::span<std::byte> out) override;
-  /// What was read since open() is one state of the file, if nobody wrote to it meanwhile: its size and its time of
-  /// modification are still those of open(). errors: kFailed
+  void close() { fd_ = Fd(); }
+  /// What was read since open() is one state of the file, if nobody wrote to it meanwhile: it is the same file, and its
+  /// size and its time of modification are still those of open(). errors: kFailed
   Result<void> check_unchanged() const;
 
  private:
-  FileSource(std::string path, Fd fd, std::uint64_t size, timespec modified)
-      : path_(std::move(path)), fd_(std::move(fd)), size_(size), modified_(modified) {}
+  struct State {
+    std::uint64_t device, inode, size;
+    std::int64_t modified_seconds, modified_nanos;
+    bool operator==(const State&) const = default;
+  };
+  FileSource(std::string path, Fd fd, State state) : path_(std::move(path)), fd_(std::move(fd)), state_(state) {}
+  static State state_of(const struct stat& info);
+  Result<void> reopen();
+  Failure changed(const State& now) const;
   std::string path_;
-  Fd fd_;
-  std::uint64_t size_;
-  timespec modified_;
+  Fd fd_;        // -1: closed
+  State state_;  // when it was opened first
 };
 
 /// A new file, written by ranges.

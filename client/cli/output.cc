@@ -11,6 +11,8 @@
 #include <ctime>
 #include <nlohmann/json.hpp>
 
+#include "proto/common/text.h"
+
 namespace cairn::cli {
 namespace {
 
@@ -30,15 +32,8 @@ std::size_t width_of(std::string_view text) {
 
 }  // namespace
 
-std::string printable(std::string_view text) {
-  std::string out(text);
-  for (auto& c : out)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  return out;
-}
-
 void print_line(std::string_view text) {
-  const auto line = printable(text) + "\n";
+  const auto line = printable(text, text.size()) + "\n";
   std::fwrite(line.data(), 1, line.size(), stdout);
 }
 
@@ -49,7 +44,7 @@ void print_json(const nlohmann::ordered_json& json) {
 }
 
 void print_error(std::string_view text) {
-  const auto line = printable(text) + "\n";
+  const auto line = printable(text, text.size()) + "\n";
   std::fflush(stdout);
   std::fwrite(line.data(), 1, line.size(), stderr);
 }

@@ -11,7 +11,7 @@
 
 namespace cairn::cli {
 
-/// Text for people on stdout; control bytes of stored names never reach the terminal.
+/// Text for people on stdout; what steers a terminal and what is not UTF-8 never reaches it.
 void print_line(std::string_view text);
 /// One JSON document on one line.
 void print_json(const nlohmann::ordered_json& json);
@@ -20,7 +20,6 @@ void print_error(std::string_view text);
 /// Everything printed has arrived. errors: kNoSpace, kFailed  stdout is full or closed
 Result<void> flush_output();
 
-std::string printable(std::string_view text);
 std::string size_text(std::uint64_t bytes);      // "1.2 GiB"
 std::string time_text(std::int64_t unix_nanos);  // "2024-02-29 12:00:00Z"
 std::string time_iso(std::int64_t unix_nanos);   // "2024-02-29T12:00:00Z"

@@ -103,7 +103,7 @@ Task<std::shared_ptr<rpc::Channel>> Session::channel(std::size_t slot_index, rt:
     // A wrong protocol or address does not heal by trying again.
     if (dialled.error().code == Errc::kInvalid || dialled.error().code == Errc::kProtocol)
       co_return fail(std::move(dialled).error().with("connect to " + server));
-    reasons += (reasons.empty() ? "" : "; ") + server + ": " + dialled.error().message;
+    reasons += (reasons.empty() ? "" : ", ") + server + ": " + dialled.error().message;
   }
   co_return fail(Errc::kUnavailable, "no server answered (" + reasons + ")");
 }

@@ -5,6 +5,7 @@
 
 #include "client/safetensors/safetensors.h"
 #include "client/safetensors/strict_json.h"
+#include "proto/common/text.h"
 #include "proto/common/units.h"
 
 namespace cairn::safetensors {
@@ -12,8 +13,10 @@ namespace {
 
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::string_view kMetadata = "__metadata__";
+constexpr std::size_t kPathShownMax = 1024;
 
-/// Reads {"__metadata__": {text: text}, NAME: {"dtype": text, "shape": [n ...], "data_offsets": [n, n]}, ...}.
+/// Reads {"__metadata__": {text: text}, NAME: {"dtype": text, "shape": [n ...], "data_offsets": [n, n]}, ...}. Other
+/// keys of a tensor are skipped, as the reference implementation does, so that the format can grow.
 class HeaderReader : public StrictJson {
  public:
   std::vector<TensorInfo> tensors;
@@ -21,7 +24,8 @@ class HeaderReader : public StrictJson {
   bool has_metadata = false;
 
  private:
-  enum class Field { kNone, kDtype, kShape, kOffsets };
+  enum class Field { kOther, kDtype, kShape, kOffsets };
+  static constexpr std::size_t kDepthMax = 32;  // of what is skipped
 
   bool in_metadata() const { return levels().front().key == kMetadata; }
   bool refuse_here(std::string_view why) {
@@ -33,7 +37,7 @@ class HeaderReader : public StrictJson {
     return key == "dtype"          ? Field::kDtype
            : key == "shape"        ? Field::kShape
            : key == "data_offsets" ? Field::kOffsets
-                                   : Field::kNone;
+                                   : Field::kOther;
   }
 
   bool on_begin(bool object) override {
@@ -44,15 +48,20 @@ class HeaderReader : public StrictJson {
         if (!object) return refuse_here(in_metadata() ? "is not an object" : "is not an object (TensorInvalidInfo)");
         if (in_metadata()) return has_metadata = true;
         info_ = {};
+        has_dtype_ = has_shape_ = has_offsets_ = false;
         info_.name = levels()[0].key;
         offsets_.clear();
         return true;
       case 2:
         if (in_metadata()) return refuse("__metadata__ may hold text only");
-        if (!object && (field() == Field::kShape || field() == Field::kOffsets)) return true;
-        return refuse_here(fmt::format("unexpected '{}' (TensorInvalidInfo)", printable(levels()[1].key)));
+        if (field() == Field::kOther) return true;
+        if (object || field() == Field::kDtype)
+          return refuse_here(fmt::format("'{}' is not of its type (TensorInvalidInfo)", levels()[1].key));
+        (field() == Field::kShape ? has_shape_ : has_offsets_) = true;
+        return true;
       default:
-        return refuse_here("nested too deep (TensorInvalidInfo)");
+        return (field() == Field::kOther && levels().size() < kDepthMax) ||
+               refuse_here("nested too deep (TensorInvalidInfo)");
     }
   }
 
@@ -68,17 +77,21 @@ class HeaderReader : public StrictJson {
           metadata.emplace_back(levels()[1].key, std::move(*scalar.text));
           return true;
         }
+        if (field() == Field::kOther) return true;
         if (field() == Field::kDtype && scalar.type == Scalar::Type::kString) {
           const auto dtype = format::dtype_of(*scalar.text);
-          if (!dtype) return refuse_here(fmt::format("unknown dtype '{}'", printable(*scalar.text)));
+          if (!dtype)
+            return refuse_here(fmt::format("unknown dtype '{}' (TensorInvalidInfo)", printable(*scalar.text)));
           info_.dtype = *dtype;
+          has_dtype_ = true;
           return true;
         }
-        return refuse_here(fmt::format("unexpected '{}' (TensorInvalidInfo)", printable(levels()[1].key)));
+        return refuse_here(fmt::format("'{}' is not of its type (TensorInvalidInfo)", levels()[1].key));
       default:
+        if (field() == Field::kOther) return true;
         if (scalar.type != Scalar::Type::kUnsigned)
-          return refuse_here(fmt::format("'{}' must hold whole numbers from 0 to 2^64 - 1 (TensorInvalidInfo)",
-                                         printable(levels()[1].key)));
+          return refuse_here(
+              fmt::format("'{}' must hold whole numbers from 0 to 2^64 - 1 (TensorInvalidInfo)", levels()[1].key));
         if (field() == Field::kOffsets) {
           if (offsets_.size() == 2) return refuse_here("more than two data_offsets (InvalidOffset)");
           offsets_.push_back(scalar.number);
@@ -97,8 +110,8 @@ class HeaderReader : public StrictJson {
   }
 
   bool end_tensor() {
-    // Only the three known keys pass, and duplicates do not: counting them is enough.
-    if (left_keys() != 3) return refuse_here("dtype, shape and data_offsets are needed (TensorInvalidInfo)");
+    if (!has_dtype_ || !has_shape_ || !has_offsets_)
+      return refuse_here("dtype, shape and data_offsets are needed (TensorInvalidInfo)");
     if (offsets_.size() != 2) return refuse_here("needs two data_offsets (InvalidOffset)");
     info_.begin = offsets_[0], info_.end = offsets_[1];
     tensors.push_back(std::move(info_));
@@ -107,10 +120,11 @@ class HeaderReader : public StrictJson {
 
   TensorInfo info_;
   std::vector<std::uint64_t> offsets_;
+  bool has_dtype_ = false, has_shape_ = false, has_offsets_ = false;
 };
 
 Failure bad(std::string_view file, std::string_view why) {
-  return fail(Errc::kInvalid, fmt::format("{}: {}", printable(file), why));
+  return fail(Errc::kInvalid, fmt::format("{}: {}", printable(file, kPathShownMax), why));
 }
 Failure bad(std::string_view file, const TensorInfo& tensor, std::string_view why) {
   return bad(file, fmt::format("tensor '{}': {}", printable(tensor.name), why));

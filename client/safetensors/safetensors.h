@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,7 +14,8 @@
 #include "proto/common/result.h"
 #include "storage/format/tensor.h"
 
-/// The safetensors file format, strictly: whatever the format's rules do not allow is refused with the reason.
+/// The safetensors file format, strictly: whatever the format's rules do not allow is refused with the reason. Keys of
+/// a tensor that they do not name are no matter of theirs.
 /// source: the design's formats page, "safetensors"
 namespace cairn::safetensors {
 
@@ -62,7 +64,7 @@ Result<std::string> encode_header(const Header& header);
 
 /// model.safetensors.index.json: which file holds which tensor.
 struct ShardedIndex {
-  std::uint64_t total_size = 0;                   // sum of the tensors' bytes
+  std::optional<std::uint64_t> total_size;        // sum of the tensors' bytes, as the file says
   std::map<std::string, std::string> weight_map;  // tensor -> file
 };
 /// errors: kInvalid  not JSON of that form, a duplicate key, or a file name that is not a plain name in the folder

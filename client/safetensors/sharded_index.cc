@@ -2,6 +2,7 @@
 
 #include "client/safetensors/safetensors.h"
 #include "client/safetensors/strict_json.h"
+#include "proto/common/text.h"
 
 namespace cairn::safetensors {
 namespace {
@@ -58,7 +59,8 @@ Result<ShardedIndex> parse_index(std::string_view file, std::string_view json) {
 
 std::string encode_index(const ShardedIndex& index) {
   nlohmann::ordered_json out;
-  out["metadata"]["total_size"] = index.total_size;
+  out["metadata"] = nlohmann::ordered_json::object();
+  if (index.total_size) out["metadata"]["total_size"] = *index.total_size;
   out["weight_map"] = nlohmann::ordered_json::object();
   for (const auto& [tensor, file] : index.weight_map) out["weight_map"][tensor] = file;
   return out.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";

@@ -4,14 +4,9 @@
 
 #include <utility>
 
-namespace cairn::safetensors {
+#include "proto/common/text.h"
 
-std::string printable(std::string_view text) {
-  constexpr std::size_t kShownMax = 200;
-  std::string out;
-  for (const char c : text.substr(0, kShownMax)) out += (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) ? '?' : c;
-  return text.size() > kShownMax ? out + "..." : out;
-}
+namespace cairn::safetensors {
 
 Result<void> StrictJson::parse(std::string_view json) {
   // The parser takes a NUL byte for the end of its input; in JSON it stands nowhere.
@@ -47,7 +42,6 @@ bool StrictJson::begin(bool object) {
 }
 
 bool StrictJson::end() {
-  left_keys_ = levels_.back().keys.size();
   levels_.pop_back();
   return on_end();
 }

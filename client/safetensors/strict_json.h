@@ -12,9 +12,6 @@
 /// JSON read event by event, strictly; private to client/safetensors.
 namespace cairn::safetensors {
 
-/// A peer's text for messages: control bytes and long tails never reach a terminal as they are.
-std::string printable(std::string_view text);
-
 struct Scalar {
   enum class Type { kNull, kBool, kUnsigned, kOtherNumber, kString } type = Type::kNull;
   std::uint64_t number = 0;
@@ -37,8 +34,6 @@ class StrictJson : protected nlohmann::json_sax<nlohmann::json> {
   /// Levels entered so far; levels().back() holds the value or key at hand.
   const std::vector<Level>& levels() const { return levels_; }
   bool refuse(std::string why);
-  /// In on_end: how many keys the object just left had.
-  std::size_t left_keys() const { return left_keys_; }
 
   /// Called before a level is entered and after it is left; false stops (say why with refuse).
   virtual bool on_begin(bool object) = 0;
@@ -68,7 +63,6 @@ class StrictJson : protected nlohmann::json_sax<nlohmann::json> {
   bool end();
 
   std::vector<Level> levels_;
-  std::size_t left_keys_ = 0;
   std::string why_;
 };
 

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "client/safetensors/safetensors.h"
+#include "proto/common/text.h"
 
 using namespace cairn;
 using namespace cairn::safetensors;
@@ -144,6 +145,31 @@ TEST_CASE("safetensors: metadata of anything but text is refused", "[client]") {
     CHECK_THAT(why(bad, 0), !Catch::Contains("accepted"));
 }
 
+TEST_CASE("safetensors: keys of a tensor that the format does not name are skipped, whatever they hold", "[client]") {
+  for (const char* more : {"1", "-1.5", "null", "\"text\"", "[]", "[1,[2,{}]]", R"({"dtype":"F64","shape":[9]})",
+                           R"({"data_offsets":[7,8],"deep":[[[[{"a":{"b":1}}]]]]})"}) {
+    INFO(more);
+    for (const auto& header :
+         {R"({"x":{"more":)" + std::string(more) + R"(,"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+          R"({"x":{"dtype":"U8","shape":[2],"data_offsets":[0,2],"more":)" + std::string(more) + "}}"}) {
+      const auto got = read(header, 2);
+      REQUIRE(got);
+      CHECK(got->tensors ==
+            std::vector<TensorInfo>{{.name = "x", .dtype = DType::kU8, .shape = {2}, .begin = 0, .end = 2}});
+    }
+  }
+  const auto with = [](std::string more) {
+    return R"({"x":{"dtype":"U8","shape":[2],"data_offsets":[0,2],)" + more + "}}";
+  };
+  CHECK_THAT(why(with(R"("more":1,"more":2)"), 2), Catch::Contains("duplicate key 'more'"));
+  CHECK_THAT(why(with(R"("more":{"a":1,"a":2})"), 2), Catch::Contains("duplicate key 'a'"));
+  const auto nested = [&](std::size_t depth) {
+    return with("\"more\":" + std::string(depth, '[') + std::string(depth, ']'));
+  };
+  CHECK(why(nested(30), 2) == "accepted");
+  CHECK_THAT(why(nested(31), 2), Catch::Contains("nested too deep"));
+}
+
 TEST_CASE("safetensors: a tensor with wrong or missing fields is refused by name", "[client]") {
   CHECK(why(one("U8", "[1]", "[0,1]"), 1) == "accepted");
   for (const std::string& bad : {std::string(R"({"x":{"dtype":"U8","shape":[1]}})"),
@@ -152,7 +178,9 @@ TEST_CASE("safetensors: a tensor with wrong or missing fields is refused by name
                                  std::string(R"({"x":{}})"),
                                  std::string(R"({"x":1})"),
                                  std::string(R"({"x":[]})"),
-                                 std::string(R"({"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"more":1}})"),
+                                 std::string(R"({"x":{"dtype":"U8","shape":[1],"offsets":[0,1],"more":1}})"),
+                                 std::string(R"({"x":{"dtype":["U8"],"shape":[1],"data_offsets":[0,1]}})"),
+                                 std::string(R"({"x":{"dtype":8,"shape":[1],"data_offsets":[0,1]}})"),
                                  std::string(R"({"x":{"dtype":"U8","shape":{},"data_offsets":[0,1]}})"),
                                  one("u8", "[1]", "[0,1]"),
                                  one("U8", "1", "[0,1]"),
@@ -204,7 +232,10 @@ TEST_CASE("safetensors: sizes that overflow or are not whole bytes are refused",
   CHECK(why(one("F4", "[2]", "[0,1]"), 1) == "accepted");
 }
 
-TEST_CASE("safetensors: control bytes of a name never reach a message", "[client]") {
+TEST_CASE("safetensors: control bytes of a name, and bytes that are not UTF-8, never reach a message", "[client]") {
+  CHECK(valid_utf8(why("{\"\xff\xfe\":1}", 0)));
+  CHECK(valid_utf8(why("{\"a\":1\xff}", 0)));
+  CHECK(valid_utf8(parse_index("i\xff", "{\"weight_map\":{\"a\":\"\xff\"}}").error().message));
   const auto message = why(R"({"\u001b[31m\n":1})", 0);
   CHECK(message.find('\x1b') == message.npos);
   CHECK(message.find('\n') == message.npos);
@@ -273,6 +304,10 @@ TEST_CASE("safetensors: the index of a sharded folder is read, and written back 
   CHECK(index->total_size == 12);
   CHECK(index->weight_map.at("b") == "m-2.safetensors");
   CHECK(parse_index("i", encode_index(*index))->weight_map == index->weight_map);
+  CHECK(parse_index("i", encode_index(*index))->total_size == 12);
+  for (const char* no_total : {R"({"weight_map":{}})", R"({"metadata":{},"weight_map":{}})",
+                               R"({"metadata":{"total_size":1.5},"weight_map":{}})"})
+    CHECK_FALSE(parse_index("i", no_total)->total_size);
   for (const char* bad :
        {R"({})", R"([])", R"({"weight_map":[]})", R"({"weight_map":{"a":1}})", R"({"weight_map":{"a":"x","a":"y"}})",
         R"({"weight_map":{"a":"../x"}})", R"({"weight_map":{"a":".."}})", R"({"weight_map":{"a":""}})",
