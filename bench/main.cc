@@ -44,6 +44,8 @@ int main(int argc, char** argv) {
   checkpoint->add_option("--mode", o.mode, "what to measure")
       ->check(CLI::IsMember({"save", "restore", "reshard", "async"}))
       ->capture_default_str();
+  checkpoint->add_flag("--steady", o.steady,
+                       "each save comes after an older step is freed; beside it a daemon that recycles no segments");
   checkpoint->add_option("--restore-ranks", o.restore_ranks, "reshard: ranks that restore, each a range of columns");
   checkpoint->add_option("--content", content, "weights or random")
       ->check(CLI::IsMember({"weights", "random"}))
@@ -95,6 +97,7 @@ int main(int argc, char** argv) {
   };
   if (o.scale == 0 && o.bytes == 0) return usage("give --scale or --bytes");
   if (o.data.empty() && o.server.empty()) return usage("give --data DIR (starts a daemon there) or --server HOST:PORT");
+  if (o.steady && (o.data.empty() || o.mode != "save")) return usage("--steady needs --data DIR and --mode save");
   if (!layout.empty()) {
     Parallelism p;
     if (std::sscanf(layout.c_str(), "%u,%u,%u", &p.tensor, &p.pipeline, &p.data) != 3 || p.ranks() != o.ranks)

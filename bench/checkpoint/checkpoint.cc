@@ -26,6 +26,8 @@ enum Phase : std::uint32_t {
   kFileRestore,
   kDirectSave,
   kDirectRestore,
+  kConnectFresh,
+  kSaveFresh,
   kMemcpy,
   kCheck,
   kCheckAll
@@ -47,10 +49,11 @@ std::span<std::byte> touched_memory(std::uint64_t bytes) {
 /// One rank: its memory, its client, what it does in each phase.
 class RankWork {
  public:
-  RankWork(const CheckpointOptions& options, const std::string& address, std::string files, std::uint32_t world,
-           const RankLayout* saves, const RankLayout* restores, std::uint32_t rank)
+  RankWork(const CheckpointOptions& options, const std::string& address, const std::string& fresh, std::string files,
+           std::uint32_t world, const RankLayout* saves, const RankLayout* restores, std::uint32_t rank)
       : options_(options),
-        address_(address),
+        store_{.address = address, .client = {}, .run = {}},
+        fresh_{.address = fresh, .client = {}, .run = {}},
         files_(std::move(files)),
         world_(world),
         saves_(saves),
@@ -67,10 +70,16 @@ class RankWork {
     std::string failed;
     switch (phase) {
       case kConnect:
-        failed = connect(argument);
+        failed = connect(store_, argument);
         break;
       case kSave:
-        failed = save(argument, report);
+        failed = save(store_, argument, report);
+        break;
+      case kConnectFresh:
+        failed = connect(fresh_, argument);
+        break;
+      case kSaveFresh:
+        failed = save(fresh_, argument, report);
         break;
       case kRestore:
         failed = restore(argument, report);
@@ -104,13 +113,19 @@ class RankWork {
   }
 
  private:
+  struct Store {
+    const std::string& address;
+    std::optional<Client> client;
+    std::optional<Run> run;
+  };
+
   std::string path(const char* kind, std::uint64_t round) const {
     return fmt::format("{}/{}.{}.{}", files_, kind, rank_, round);
   }
 
-  std::string connect(std::uint64_t launch) {
+  std::string connect(Store& store, std::uint64_t launch) const {
     ClientOptions options;
-    options.servers = {address_};
+    options.servers = {store.address};
     options.arena_bytes = options_.arena_bytes;
     options.chunk_bytes = options_.chunk_bytes;
     options.chunks_in_flight = options_.chunks_in_flight;
@@ -119,17 +134,18 @@ class RankWork {
     options.shared_memory = options_.transport != "unix";
     auto client = Client::connect(options);
     if (!client) return client.error().message;
-    client_ = *client;
-    auto run = client_->open_run(
+    store.client = *client;
+    auto run = store.client->open_run(
         {.name = kRun, .launch = {.job = "cairn-bench", .restart = launch}, .resume = {}, .discard_after = false});
     if (!run) return run.error().message;
-    run_ = *run;
+    store.run = *run;
     return {};
   }
 
-  std::string save(std::uint64_t step, Report& report) {
+  std::string save(Store& store, std::uint64_t step, Report& report) const {
     if (saves_ == nullptr) return {};
-    auto save = run_->begin_save({.step = step, .rank = rank_, .world_size = world_, .declared_bytes = saves_->bytes});
+    auto save =
+        store.run->begin_save({.step = step, .rank = rank_, .world_size = world_, .declared_bytes = saves_->bytes});
     if (!save) return save.error().message;
     for (const auto& part : saves_->parts) {
       auto added = save->add_tensor(
@@ -146,7 +162,7 @@ class RankWork {
 
   std::string restore(std::uint64_t step, Report& report) {
     if (restores_ == nullptr) return {};
-    auto opened = client_->open_step(kRun, step);
+    auto opened = store_.client->open_step(kRun, step);
     if (!opened) return opened.error().message;
     auto restore = opened->restore();
     for (const auto& part : restores_->parts)
@@ -160,14 +176,12 @@ class RankWork {
   }
 
   const CheckpointOptions& options_;
-  const std::string& address_;
+  Store store_, fresh_;
   std::string files_;
   std::uint32_t world_;
   const RankLayout *saves_, *restores_;
   std::uint32_t rank_;
   std::span<std::byte> source_, target_;
-  std::optional<Client> client_;
-  std::optional<Run> run_;
 };
 
 struct Span {
@@ -264,8 +278,23 @@ int run_checkpoint(const CheckpointOptions& options) {
   const auto work_folder = own ? options.data : std::string{};
   if (own) mkdir(options.data.c_str(), 0700);
   auto daemon_flags = options.daemon_flags;
+  auto fresh_flags = daemon_flags;
+  if (options.steady) {
+    // What is removed is freed at once, not after the grace time of a daemon in service.
+    const std::vector<std::string> soon{"--garbage-grace", "0ms", "--garbage-interval", "50ms", "--reader-ttl", "1s"};
+    daemon_flags.insert(daemon_flags.end(), soon.begin(), soon.end());
+    fresh_flags.insert(fresh_flags.end(), soon.begin(), soon.end());
+    fresh_flags.insert(fresh_flags.end(), {"--space-recycle", "0B"});
+  }
   OwnDaemon daemon(options.daemon_program, work_folder + "/store", daemon_flags);
-  std::string address = options.server;
+  OwnDaemon fresh_daemon(options.daemon_program, work_folder + "/fresh", fresh_flags);
+  std::string address = options.server, fresh_address;
+  if (options.steady) {
+    if (auto failed = fresh_daemon.start(); !failed.empty()) return fail_with(failed);
+    fresh_address = fresh_daemon.address();
+    if (options.transport == "unix" || options.transport == "shm")
+      fresh_address = "unix:" + work_folder + "/fresh/cairn.sock";
+  }
   if (own) {
     if (auto failed = daemon.start(); !failed.empty()) return fail_with(failed);
     address = daemon.address();
@@ -276,15 +305,15 @@ int run_checkpoint(const CheckpointOptions& options) {
   const auto world = static_cast<std::uint32_t>(saved.size());
   const auto processes = static_cast<std::uint32_t>(std::max(saved.size(), restored.size()));
   Ranks ranks(processes, [&](std::uint32_t r) -> Ranks::Work {
-    auto work = std::make_shared<RankWork>(options, address, work_folder + "/files", world,
+    auto work = std::make_shared<RankWork>(options, address, fresh_address, work_folder + "/files", world,
                                            r < saved.size() ? &saved[r] : nullptr,
                                            r < restored.size() ? &restored[r] : nullptr, r);
     return [work](std::uint32_t, std::uint32_t phase, std::uint64_t argument, Report& report) {
       (*work)(phase, argument, report);
     };
   });
-  {
-    auto admin = Client::connect({.servers = {address}});
+  for (const auto& at : options.steady ? std::vector{address, fresh_address} : std::vector{address}) {
+    auto admin = Client::connect({.servers = {at}});
     if (!admin) return fail_with(admin.error().message);
     auto made = admin->create_bucket({.name = "bench"});
     if (!made && made.error().code != Errc::kExists) return fail_with(made.error().message);
@@ -299,6 +328,9 @@ int run_checkpoint(const CheckpointOptions& options) {
   const bool comparable = options.mode != "reshard";
   // One client for the whole job, as a trainer has: it finds a restarted daemon by itself.
   if (auto s = together(ranks.run(kConnect, launch)); !s.failed.empty()) return fail_with("connect: " + s.failed);
+  if (options.steady)
+    if (auto s = together(ranks.run(kConnectFresh, launch)); !s.failed.empty())
+      return fail_with("connect: " + s.failed);
   for (std::uint32_t round = 0; round <= options.rounds; ++round) {
     const std::uint64_t step = round + 1;
     const auto phase = [&](Phase p, std::uint64_t argument) { return together(ranks.run(p, argument)); };
@@ -310,6 +342,37 @@ int run_checkpoint(const CheckpointOptions& options) {
       cache_method = drop_caches(own ? files_below(work_folder) : std::vector<std::string>{});
       return {};
     };
+    // The step before the last goes, as retention would have it, and its space is there again before the clock starts.
+    const auto freed = [&](const OwnDaemon& at, const std::string& where) -> std::string {
+      if (step < 3) return {};
+      auto admin = Client::connect({.servers = {where}});
+      if (!admin) return admin.error().message;
+      if (auto removed = admin->remove_step(kRun, step - 2); !removed) return removed.error().message;
+      for (int tries = 0; tries < 1200; ++tries) {
+        const auto live = at.metric("cairn_chunk_store_live_bytes");
+        if (live && *live < 1.5 * static_cast<double>(bytes)) return {};
+        usleep(50'000);
+      }
+      return "step " + std::to_string(step - 2) + " is removed but its space does not come back";
+    };
+    if (options.steady) {
+      auto failed = freed(daemon, address);
+      if (failed.empty()) failed = freed(fresh_daemon, fresh_address);
+      if (!failed.empty()) return fail_with(failed);
+    }
+    double fresh_seconds = 0;
+    const auto save_fresh = [&]() -> std::string {
+      const auto cpu = use_of(fresh_daemon.pid()).cpu_seconds;
+      const auto fresh = phase(kSaveFresh, step);
+      if (!fresh.failed.empty()) return "save without recycling: " + fresh.failed;
+      fresh_seconds = fresh.seconds;
+      figures.add("fresh_save_seconds", round, fresh.seconds);
+      figures.add("fresh_save_cpu_seconds_per_gb", round,
+                  (fresh.cpu + use_of(fresh_daemon.pid()).cpu_seconds - cpu) / gb);
+      return {};
+    };
+    if (options.steady && round % 2 == 1)  // in turn the first, for what the first leaves to the second
+      if (auto failed = save_fresh(); !failed.empty()) return fail_with(failed);
     // Cairn.
     auto before = own ? use_of(daemon.pid()) : ProcessUse{};
     const auto save = phase(kSave, step);
@@ -324,6 +387,12 @@ int run_checkpoint(const CheckpointOptions& options) {
     figures.add("stall_seconds", round, save.stall);
     figures.add("cpu_seconds_client", round, save.cpu);
     figures.add("gib_per_s", round, gib / save.seconds);
+    if (options.steady) {
+      if (round % 2 == 0)
+        if (auto failed = save_fresh(); !failed.empty()) return fail_with(failed);
+      figures.add("save_vs_fresh", round, save.seconds / fresh_seconds);
+      figures.add("segments_recycled", round, daemon.metric("cairn_chunk_store_segments_recycled_total").value_or(0));
+    }
     Span restore;
     if (restores) {
       if (auto failed = cold(); !failed.empty()) return fail_with(failed);
@@ -340,7 +409,7 @@ int run_checkpoint(const CheckpointOptions& options) {
       const auto check = phase(round == 0 ? kCheckAll : kCheck, 0);
       if (check.wrong > 0) return fail_with(fmt::format("restore: {} bytes are wrong", check.wrong));
     }
-    if (round > 0) {
+    if (round > 0 && !options.steady) {
       auto admin = Client::connect({.servers = {address}});
       if (admin) (void)admin->remove_step(kRun, step - 1);
     }

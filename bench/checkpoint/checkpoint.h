@@ -19,6 +19,7 @@ struct CheckpointOptions {
   std::string mode = "restore";     // save | restore | reshard | async
   std::uint32_t restore_ranks = 0;  // reshard; 0: as many
   Content content = Content::kWeights;
+  bool steady = false;  // a step is freed before the next is saved, and a daemon that recycles nothing beside
   std::vector<std::string> peers;  // files, odirect
   std::string data, server, transport = "auto";
   std::string daemon_program;

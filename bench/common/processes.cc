@@ -1,12 +1,15 @@
 #include "bench/common/processes.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -161,7 +164,31 @@ std::string OwnDaemon::start() {
   }
   address_ = line.substr(at + 7, line.find(' ', at) - at - 7);
   listen_ = address_;  // the ranks know this one
+  if (const auto http = line.find("http="); http != std::string::npos)
+    http_ = line.substr(http + 5, line.find(' ', http) - http - 5);
   return {};
+}
+
+std::optional<double> OwnDaemon::metric(const std::string& name) const {
+  const auto colon = http_.rfind(':');
+  if (colon == std::string::npos) return std::nullopt;
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(http_.substr(colon + 1))));
+  if (inet_pton(AF_INET, http_.substr(0, colon).c_str(), &address.sin_addr) != 1) return std::nullopt;
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return std::nullopt;
+  std::string text;
+  const std::string request = "GET /metrics HTTP/1.1\r\nHost: " + http_ + "\r\nConnection: close\r\n\r\n";
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 &&
+      write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size())) {
+    char buffer[4096];
+    for (ssize_t n = 0; (n = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
+  }
+  close(fd);
+  const auto at = text.find("\n" + name + " ");
+  if (at == std::string::npos) return std::nullopt;
+  return std::strtod(text.c_str() + at + name.size() + 2, nullptr);
 }
 
 void OwnDaemon::stop() {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -63,13 +64,15 @@ class OwnDaemon {
   std::string start();
   void stop();
   const std::string& address() const { return address_; }
+  /// One value of its /metrics; nothing when it does not answer.
+  std::optional<double> metric(const std::string& name) const;
   pid_t pid() const { return pid_; }
   double ready_seconds() const { return ready_seconds_; }
 
  private:
   std::string program_, data_;
   std::vector<std::string> extra_;
-  std::string listen_ = "127.0.0.1:0", address_;
+  std::string listen_ = "127.0.0.1:0", address_, http_;
   pid_t pid_ = -1;
   double ready_seconds_ = 0;
 };

@@ -46,6 +46,7 @@ class Opening {
     storage::Target::Options options;
     options.bugs = bugs_;
     options.chunks.ballast_bytes = options_.ballast;
+    options.chunks.recycle_bytes = options_.recycle;
     CO_TRY(auto target,
            co_await storage::Target::open(runtime, std::move(directory.disk), std::move(index), units_, options));
     for (const auto& other : out.all())

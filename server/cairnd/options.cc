@@ -244,6 +244,9 @@ std::vector<Option> make_table() {
       // ---- [space]: of the disk
       bytes("space.ballast", &O::ballast, kMiB, 1024 * kGiB, kStart,
             "Free space that saves and uploads leave alone, for deletes and the index"),
+      bytes("space.recycle", &O::recycle, 0, 1024 * kGiB, kStart,
+            "Space of deleted data, in each directory, that stays allocated to be written again, which is cheaper than "
+            "new space; it counts as free, and is given back when the disk runs short and at the end; 0: none"),
       count("space.low", &O::space_low, 0, 50, kStart,
             "Percent of the disk, above the ballast: when less is free one line is logged"),
 

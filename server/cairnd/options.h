@@ -53,7 +53,8 @@ struct CairndOptions {
   std::uint64_t http_head = 8 * kKiB;
 
   std::uint64_t ballast = 64 * kMiB;
-  std::uint32_t space_low = 5;  // percent
+  std::uint64_t recycle = 16 * kGiB;  // of each directory
+  std::uint32_t space_low = 5;        // percent
   rt::Duration upload_idle = std::chrono::minutes(10);
   rt::Duration rank_silence = std::chrono::seconds(30);
   rt::Duration reader_ttl = std::chrono::seconds(60);

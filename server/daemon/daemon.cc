@@ -360,6 +360,8 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
     chunks.uploading_bytes += one.uploading_bytes;
     chunks.segments += one.segments;
     chunks.free_bytes += one.free_bytes;
+    chunks.kept_bytes += one.kept_bytes;
+    chunks.segments_recycled += one.segments_recycled;
     chunks.total_bytes += one.total_bytes;
     chunks.bytes_written += one.bytes_written;
     chunks.bytes_read += one.bytes_read;
@@ -372,7 +374,11 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.gauge("cairn_chunk_store_chunks", "Chunks in the index.", chunks.chunks);
   out.gauge("cairn_chunk_store_uploading_bytes", "Bytes reserved by uploads under way.", chunks.uploading_bytes);
   out.gauge("cairn_chunk_store_segments", "Segment files.", chunks.segments);
-  out.gauge("cairn_chunk_store_free_bytes", "Free bytes of the disk.", chunks.free_bytes);
+  out.gauge("cairn_chunk_store_free_bytes", "Free bytes of the disk, and what is kept to be written again.",
+            chunks.free_bytes);
+  out.gauge("cairn_chunk_store_kept_bytes", "Allocated bytes of deleted chunks that are kept to be written again.",
+            chunks.kept_bytes);
+  out.counter("cairn_chunk_store_segments_recycled_total", "Segments written again.", chunks.segments_recycled);
   out.gauge("cairn_chunk_store_total_bytes", "Size of the disk in bytes.", chunks.total_bytes);
   const auto disk = usage_.disk();
   out.gauge("cairn_usage_ballast_bytes", "Free bytes kept for deletes and the index.", disk.room.ballast_bytes);

@@ -78,7 +78,7 @@ class Store final : public ChunkStore {
   Task<std::vector<ChunkInfo>> list(std::optional<ChunkId> after, std::size_t limit) override;
   Stats stats() const override;
   Room room() const override {
-    const auto& space = segments_->last_space();
+    const auto space = segments_->last_space();
     return {.total_bytes = space.total_bytes,
             .free_bytes = space.free_bytes,
             .open_bytes = segments_->open_bytes(),
@@ -722,10 +722,12 @@ ChunkStore::Stats Store::stats() const {
           .uploading_bytes = segments_->reserved_bytes(),
           .segments = segments_->count(),
           .free_bytes = segments_->last_space().free_bytes,
+          .kept_bytes = segments_->kept_bytes(),
           .total_bytes = segments_->last_space().total_bytes,
           .bytes_written = bytes_written_,
           .bytes_read = bytes_read_,
-          .blocks_bad = blocks_bad_};
+          .blocks_bad = blocks_bad_,
+          .segments_recycled = segments_->recycled()};
 }
 
 Task<void> Store::close() {
@@ -741,9 +743,10 @@ Task<void> Store::close() {
 Task<std::unique_ptr<ChunkStore>> ChunkStore::open(rt::Runtime runtime, Disk& disk, Index& index, Committer& committer,
                                                    rt::UnitPool& units, std::uint64_t incarnation, Options options,
                                                    PlantedBugs bugs) {
-  if (options.segment_bytes < 4 * kMiB || options.segment_bytes > 4 * kGiB || options.segment_bytes % kSectorBytes != 0)
+  if (options.segment_bytes < 64 * kKiB || options.segment_bytes > 4 * kGiB ||
+      options.segment_bytes % kSectorBytes != 0)
     co_return fail(Errc::kInvalid, "segment_bytes " + std::to_string(options.segment_bytes) +
-                                       ": allowed are 4 MiB to 4 GiB in multiples of 4096");
+                                       ": allowed are 64 KiB to 4 GiB in multiples of 4096");
   if (units.unit_bytes() % kBlockBytes != 0)
     co_return fail(Errc::kInvalid,
                    "buffer units of " + std::to_string(units.unit_bytes()) + " bytes: a multiple of 64 KiB is needed");

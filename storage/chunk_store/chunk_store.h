@@ -35,8 +35,11 @@ std::uint32_t chunk_digest(const std::vector<std::uint32_t>& block_crcs);
 class ChunkStore {
  public:
   struct Options {
-    std::uint64_t segment_bytes = 1 * kGiB;   // 4 MiB .. 4 GiB, multiple of 4096; smaller is chosen on small disks
+    std::uint64_t segment_bytes = 1 * kGiB;   // 64 KiB .. 4 GiB, multiple of 4096; smaller is chosen on small disks
     std::uint64_t ballast_bytes = 64 * kMiB;  // free space kept for deletes and the index; NO_SPACE below it
+    /// Space of dead chunks that is kept allocated in whole segments, to be written again, instead of being given back
+    /// to the file system; 0: none. Counted as free.
+    std::uint64_t recycle_bytes = 0;
     std::size_t deletes_per_batch = 1000;
   };
 
@@ -138,9 +141,10 @@ class ChunkStore {
     std::uint64_t live_bytes = 0;       // bytes of chunks in the index, padded
     std::uint64_t uploading_bytes = 0;  // reserved by uploads not yet finished
     std::uint64_t segments = 0;
-    std::uint64_t free_bytes = 0;  // of the disk
+    std::uint64_t free_bytes = 0;  // of the disk, and of it what is kept to be written again:
+    std::uint64_t kept_bytes = 0;
     std::uint64_t total_bytes = 0;
-    std::uint64_t bytes_written = 0, bytes_read = 0, blocks_bad = 0;  // since open
+    std::uint64_t bytes_written = 0, bytes_read = 0, blocks_bad = 0, segments_recycled = 0;  // since open
   };
   virtual Stats stats() const = 0;
 
@@ -148,7 +152,7 @@ class ChunkStore {
   /// it any more.
   struct Room {
     std::uint64_t total_bytes = 0;
-    std::uint64_t free_bytes = 0;     // of the disk
+    std::uint64_t free_bytes = 0;     // of the disk, and kept to be written again
     std::uint64_t open_bytes = 0;     // allocated in segments, not yet handed out
     std::uint64_t ballast_bytes = 0;  // of the free ones, kept for deletes and the index
   };

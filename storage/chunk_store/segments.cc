@@ -14,8 +14,7 @@ constexpr rt::Duration kSpaceAge = std::chrono::seconds(1);
 }  // namespace
 
 std::uint64_t segment_bytes_for(std::uint64_t total_bytes, std::uint64_t wished_bytes) {
-  const auto share = round_down(total_bytes / 32, kSegmentBytesMin);
-  return std::max(kSegmentBytesMin, std::min(wished_bytes, share));
+  return std::min(wished_bytes, std::max(kSegmentBytesMin, round_down(total_bytes / 32, kSegmentBytesMin)));
 }
 
 Segments::Segments(rt::Runtime runtime, Disk& disk, Committer& committer, std::uint64_t incarnation,
@@ -28,6 +27,7 @@ Segments::Segments(rt::Runtime runtime, Disk& disk, Committer& committer, std::u
       bugs_(bugs),
       created_(runtime.loop),
       wake_cleaner_(runtime.loop),
+      gave_back_(runtime.loop),
       scope_(runtime.loop) {}
 
 Task<std::unique_ptr<Segments>> Segments::open(rt::Runtime runtime, Disk& disk, Committer& committer,
@@ -111,12 +111,13 @@ Result<std::shared_ptr<Segment>> Segments::find(SegmentId id) const {
 Task<void> Segments::refresh_space() {
   CO_TRY(space_, co_await disk_.space());
   space_at_ = runtime_.loop.now();
+  if (kept_bytes_ > 0 && short_of_space()) give_back_all();
   co_return {};
 }
 
 Task<Space> Segments::space() {
   if (!space_at_ || runtime_.loop.now() - *space_at_ >= kSpaceAge) CO_CHECK_OK(co_await refresh_space());
-  co_return space_;
+  co_return last_space();
 }
 
 Task<Extent> Segments::reserve(std::uint64_t size) {
@@ -130,7 +131,7 @@ Task<Extent> Segments::reserve(std::uint64_t size) {
       reserved_ += size;
       // Ahead of need, so that uploads do not wait for the allocation; not where space is scarce.
       if (!next_ && !creating_ && active_->size - active_->end < active_->size / 4 &&
-          space_.free_bytes / 4 > options_.segment_bytes + options_.ballast_bytes)
+          (!pool_.empty() || space_.free_bytes / 4 > options_.segment_bytes + options_.ballast_bytes))
         start_creating(options_.segment_bytes);
       co_return extent;
     }
@@ -161,10 +162,16 @@ void Segments::start_creating(std::uint64_t size_min) {
 }
 
 Task<void> Segments::create(Segments& self, std::uint64_t size_min) {
+  CO_TRY(self.next_, co_await self.take_from_pool(size_min));
+  if (self.next_) co_return {};
   CO_CHECK_OK(co_await self.refresh_space());
-  const auto free = self.space_.free_bytes, ballast = self.options_.ballast_bytes;
+  const auto wanted = std::max(self.options_.segment_bytes, size_min), ballast = self.options_.ballast_bytes;
+  while (self.space_.free_bytes < wanted + ballast && self.kept_bytes_ > 0 && !self.stopped()) {
+    CO_CHECK_OK(co_await self.take_back());
+  }
+  const auto free = self.space_.free_bytes;
   const auto usable = free > ballast ? round_down(free - ballast, kSectorBytes) : 0;
-  auto size = std::min(std::max(self.options_.segment_bytes, size_min), usable);
+  auto size = std::min(wanted, usable);
   const auto full = fail(Errc::kNoSpace, "disk full: " + std::to_string(free) + " bytes free, of which " +
                                              std::to_string(ballast) + " are kept for deletes and the index");
   if (size < size_min) co_return full;
@@ -176,6 +183,10 @@ Task<void> Segments::create(Segments& self, std::uint64_t size_min) {
     if (file) {
       segment->file = *std::move(file);
       break;
+    }
+    if (file.error().code == Errc::kNoSpace && self.kept_bytes_ > 0 && !self.stopped()) {
+      CO_CHECK_OK(co_await self.take_back());
+      continue;
     }
     // Free space that a file system reports is not always there to be had: smaller, before giving up.
     const auto smaller = std::max(size_min, round_down(size / 2, kSectorBytes));
@@ -283,45 +294,146 @@ Task<void> Segments::punch(Extent extent) {
   co_return co_await file->punch(extent.offset, extent.size);
 }
 
+// ---- Recycling
+
+bool Segments::keeps(const Segment& segment) const {
+  return options_.recycle_bytes > 0 && segment.id.incarnation == incarnation_ && !segment.holed &&
+         segment.size >= options_.segment_bytes && !giving_back_ && !short_of_space();
+}
+
+void Segments::keep(const Extent& extent) {
+  auto& segment = *extent.segment;
+  if (extent.size == 0) return;
+  if (segment.kept.empty()) keepers_.push_back(extent.segment);
+  segment.kept.push_back({static_cast<std::uint32_t>(extent.offset / kSectorBytes),
+                          static_cast<std::uint32_t>(extent.size / kSectorBytes)});
+  segment.kept_bytes += extent.size;
+  kept_bytes_ += extent.size;
+}
+
+void Segments::pool(std::shared_ptr<Segment> segment) {
+  assert(segment->dead() && segment->garbage == 0);
+  kept_bytes_ += segment->size - std::exchange(segment->kept_bytes, 0);
+  if (!std::exchange(segment->kept, {}).empty()) std::erase(keepers_, segment);
+  pool_.push_back(std::move(segment));
+}
+
+Task<std::shared_ptr<Segment>> Segments::take_from_pool(std::uint64_t size_min) {
+  const auto fits = std::ranges::find_if(pool_, [&](const auto& segment) { return segment->size >= size_min; });
+  if (fits == pool_.end()) co_return nullptr;
+  auto segment = *fits;
+  pool_.erase(fits);
+  kept_bytes_ -= segment->size;
+  segment->appending = true;  // before the wait: the file stays open
+  CO_CHECK_OK(co_await file_of(segment));
+  segment->end = 0;
+  recycled_++;
+  co_return segment;
+}
+
+Task<void> Segments::give_back_one() {
+  space_at_.reset();  // what came back is seen at the next look
+  if (keepers_.empty()) {
+    auto segment = std::move(pool_.front());
+    pool_.pop_front();
+    CO_CHECK_OK(co_await unlink(segment));
+    kept_bytes_ -= segment->size;
+    co_return {};
+  }
+  auto segment = std::move(keepers_.front());
+  keepers_.pop_front();
+  segment->holed = true;
+  auto ranges = std::exchange(segment->kept, {});
+  segment->kept_bytes = 0;
+  std::ranges::sort(ranges, {}, &Segment::Range::sector);
+  for (std::size_t i = 0; i < ranges.size();) {
+    auto all = ranges[i++];
+    while (i < ranges.size() && ranges[i].sector == all.sector + all.sectors) all.sectors += ranges[i++].sectors;
+    const Extent extent{segment, all.sector * kSectorBytes, all.sectors * kSectorBytes};
+    if (!stopped()) CO_CHECK_OK(co_await punch_or_warn(extent));
+    kept_bytes_ -= extent.size;
+  }
+  co_return {};
+}
+
+void Segments::give_back_all() {
+  giving_back_ = true;
+  wake_cleaner_.notify_all();
+}
+
+Task<void> Segments::take_back() {
+  give_back_all();
+  co_await gave_back_.wait();
+  co_return co_await refresh_space();
+}
+
+Task<void> Segments::punch_or_warn(Extent extent) {
+  auto punched = co_await punch(extent);
+  if (!punched)  // the next open finds the range again
+    runtime_.log.write(rt::Level::kWarning, "punch_failed",
+                       {{"segment", segment_name(extent.segment->id)},
+                        {"offset", std::to_string(extent.offset)},
+                        {"bytes", std::to_string(extent.size)},
+                        {"reason", punched.error().message}});
+  co_return {};
+}
+
+Task<void> Segments::unlink(std::shared_ptr<Segment> segment) {
+  kept_bytes_ -= std::exchange(segment->kept_bytes, 0);
+  if (!std::exchange(segment->kept, {}).empty()) std::erase(keepers_, segment);
+  if (segment->file) open_files_--;
+  segment->file.reset();
+  segments_.erase(segment->id);
+  unlinked_some_ = true;
+  auto unlinked = co_await disk_.unlink(segment_name(segment->id));
+  if (!unlinked)
+    runtime_.log.write(rt::Level::kWarning, "unlink_failed",
+                       {{"segment", segment_name(segment->id)}, {"reason", unlinked.error().message}});
+  co_return {};
+}
+
 /// One at a time: a background task must not crowd out the foreground.
 Task<void> Segments::clean(Segments& self) {
   while (!self.stopped()) {
-    bool progress = false, unlinked_some = false;
+    bool progress = false;
     for (auto left = self.garbage_.size(); left > 0 && !self.stopped(); --left) {
       auto garbage = std::move(self.garbage_.front());
       self.garbage_.pop_front();
-      if (garbage.id && self.pins_.contains(*garbage.id)) {
+      auto segment = garbage.extent.segment;
+      const bool keeps = self.keeps(*segment);
+      if (garbage.id && self.pins_.contains(*garbage.id) && !(self.bugs_.recycle_while_read && keeps)) {
         self.garbage_.push_back(std::move(garbage));
         continue;
       }
       progress = true;
-      auto segment = garbage.extent.segment;
-      if (!segment->dead()) {
-        auto punched = co_await self.punch(garbage.extent);
-        if (!punched)  // the next open finds the range again
-          self.runtime_.log.write(rt::Level::kWarning, "punch_failed",
-                                  {{"segment", segment_name(segment->id)},
-                                   {"offset", std::to_string(garbage.extent.offset)},
-                                   {"bytes", std::to_string(garbage.extent.size)},
-                                   {"reason", punched.error().message}});
+      if (keeps)
+        self.keep(garbage.extent);
+      else if (!segment->dead()) {
+        segment->holed = true;
+        CO_CHECK_OK(co_await self.punch_or_warn(std::move(garbage.extent)));
       }
       if (--segment->garbage > 0 || !segment->dead() || self.stopped()) continue;
-      if (segment->file) self.open_files_--;
-      segment->file.reset();
-      self.segments_.erase(segment->id);
-      auto unlinked = co_await self.disk_.unlink(segment_name(segment->id));
-      unlinked_some = true;
-      if (!unlinked)
-        self.runtime_.log.write(rt::Level::kWarning, "unlink_failed",
-                                {{"segment", segment_name(segment->id)}, {"reason", unlinked.error().message}});
+      if (self.keeps(*segment))
+        self.pool(std::move(segment));
+      else
+        CO_CHECK_OK(co_await self.unlink(std::move(segment)));
     }
-    if (unlinked_some) {  // a file system keeps the space until the name is gone for good
+    while (self.kept_bytes_ > (self.giving_back_ ? 0 : self.options_.recycle_bytes) && !self.stopped()) {
+      progress = true;
+      CO_CHECK_OK(co_await self.give_back_one());
+    }
+    if (std::exchange(self.unlinked_some_, false)) {  // a file system keeps the space until the name is gone for good
       auto synced = co_await self.disk_.sync_directory();
       if (!synced) self.committer_.fail_stop(std::move(synced).error().with("directory sync after unlinking segments"));
+    }
+    if (self.giving_back_ && self.kept_bytes_ == 0) {
+      self.giving_back_ = false;
+      self.gave_back_.notify_all();
     }
     if (progress) self.space_at_.reset();  // what came back is seen at the next look
     if (!progress && !self.stopped()) co_await self.wake_cleaner_.wait();
   }
+  self.gave_back_.notify_all();
   co_return {};
 }
 
@@ -330,6 +442,11 @@ Task<void> Segments::close() {
   wake_cleaner_.notify_all();
   created_.notify_all();
   CO_CHECK_OK(co_await scope_.join());
+  if (committer_.failure()) co_return {};
+  if (pool_.empty()) co_return {};
+  for (auto& segment : std::exchange(pool_, {})) CO_CHECK_OK(co_await unlink(std::move(segment)));
+  // Nothing is at stake any more: names that come back are unlinked by the next open.
+  (void)co_await disk_.sync_directory();
   co_return {};
 }
 

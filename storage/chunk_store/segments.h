@@ -21,11 +21,12 @@ namespace cairn::storage {
 struct Segment {
   SegmentId id;
   std::uint64_t size = 0;
-  std::uint64_t end = 0;       // handed out so far, from the start; nothing is handed out twice
+  std::uint64_t end = 0;       // handed out so far, from the start
   bool appending = false;      // false: closed for good
   std::uint64_t live = 0;      // bytes of indexed chunks, padded
   std::uint64_t reserved = 0;  // bytes of uploads on their way, padded
-  std::size_t garbage = 0;     // ranges that wait to be punched
+  std::size_t garbage = 0;     // ranges that wait to be given back or kept
+  bool holed = false;          // some of it was given back: it is not written again
 
   std::shared_ptr<File> file;  // open or not; kept while appending or reserved
   std::uint64_t last_used = 0;
@@ -33,6 +34,8 @@ struct Segment {
   struct Range {
     std::uint32_t sector, sectors;
   };
+  std::vector<Range> kept;       // ranges that nobody has any more, still allocated
+  std::uint64_t kept_bytes = 0;  // of them
   // While the store is being opened:
   std::vector<Range> loaded;    // live ranges
   std::uint64_t allocated = 0;  // bytes of the disk
@@ -49,9 +52,16 @@ struct Extent {
 
 /// The segment files of one target: hands out space, accounts for it, gives it back.
 ///
-/// Space is handed out once, in order, and only from segments that this process made: a write of an older process that
-/// lands late, or of an abandoned upload, meets nobody. Space given back is punched, or its whole segment unlinked, by
-/// one background task, never while a reader of that chunk is pinned.
+/// Space is handed out in order, and only from segments that this process made: a write of an older process that lands
+/// late meets nobody. Space given back is punched, or its whole segment unlinked, by one background task, never while a
+/// reader of that chunk is pinned.
+///
+/// With Options::recycle_bytes, what would be punched is kept instead, and a segment of this process of which nothing
+/// is left goes into a pool, to be written again: overwriting is cheaper than allocating. That needs no more than what
+/// the hole needs: the delete is synced, no reader is pinned, and every write of this process into it was seen to
+/// complete, also that of an upload which was given up. Old bytes are no chunk: only the index says where one lies, and
+/// the CRCs are seeded with its id. What is kept counts as free, and is given back, oldest first, beyond the bound and
+/// all of it when the disk runs short. The next process knows nothing of writes before it, and unlinks what is empty.
 ///
 /// Threads:  the loop.
 /// Lifetime: await close() before destroying, unless the process dies.
@@ -92,16 +102,20 @@ class Segments {
     ChunkId id_;
   };
 
-  /// At most a second old.
+  /// At most a second old. Free is also what is kept.
   Task<Space> space();
-  const Space& last_space() const { return space_; }
+  Space last_space() const {
+    return {.total_bytes = space_.total_bytes, .free_bytes = space_.free_bytes + kept_bytes_};
+  }
+  std::uint64_t kept_bytes() const { return kept_bytes_; }
+  std::uint64_t recycled() const { return recycled_; }  // segments written again
   /// Allocated and not yet handed out.
   std::uint64_t open_bytes() const { return (active_ ? active_->size - active_->end : 0) + (next_ ? next_->size : 0); }
   std::uint64_t live_bytes() const { return live_; }
   std::uint64_t reserved_bytes() const { return reserved_; }
   std::size_t count() const { return segments_.size(); }
 
-  /// Stops punching; what is left is found again by the next open.
+  /// Stops punching; what is left is found again by the next open. Segments in the pool are unlinked.
   Task<void> close();
 
  private:
@@ -120,6 +134,19 @@ class Segments {
   void discard(Extent extent, std::optional<ChunkId> id);
   void unpin(const ChunkId& id);
   static Task<void> clean(Segments& self);
+  Task<void> punch_or_warn(Extent extent);
+  Task<void> unlink(std::shared_ptr<Segment> segment);
+
+  bool short_of_space() const { return space_.free_bytes < options_.ballast_bytes + options_.segment_bytes; }
+  /// Whether what is garbage in it is kept.
+  bool keeps(const Segment& segment) const;
+  void keep(const Extent& extent);
+  void pool(std::shared_ptr<Segment> segment);
+  Task<std::shared_ptr<Segment>> take_from_pool(std::uint64_t size_min);
+  /// Gives back the oldest of what is kept.
+  Task<void> give_back_one();
+  void give_back_all();
+  Task<void> take_back();  // waits until all is given back
   bool stopped() const { return stopping_ || committer_.failure().has_value(); }
   void limit_open_files();
 
@@ -144,12 +171,18 @@ class Segments {
 
   std::map<ChunkId, std::uint32_t> pins_;
   std::deque<Garbage> garbage_;
+  std::deque<std::shared_ptr<Segment>> keepers_;  // that keep ranges; oldest first
+  std::deque<std::shared_ptr<Segment>> pool_;     // empty and whole
+  std::uint64_t kept_bytes_ = 0;                  // in both
+  std::uint64_t recycled_ = 0;
+  bool giving_back_ = false;    // until nothing is kept
+  bool unlinked_some_ = false;  // and the directory is not synced since
   bool stopping_ = false;
-  rt::Signal created_, wake_cleaner_;
+  rt::Signal created_, wake_cleaner_, gave_back_;
   rt::Scope scope_;  // last: its frames use the rest
 };
 
-/// Segments of a disk of `total_bytes`: as wished, but at most 1/32 of the disk and at least 4 MiB.
+/// Segments of a disk of `total_bytes`: as wished, but at most 1/32 of the disk or, where that is less, 4 MiB.
 std::uint64_t segment_bytes_for(std::uint64_t total_bytes, std::uint64_t wished_bytes);
 
 }  // namespace cairn::storage

@@ -24,6 +24,7 @@ struct PlantedBugs {
   bool repair_blind = false;            // a repair replaces whatever the index says by then
   bool repair_unchecked = false;        // a repair writes what its source has, good or bad
   bool repair_early = false;            // a repair is acknowledged before it is durable
+  bool recycle_while_read = false;      // write a segment again while an extent of it is being read
 };
 
 /// The one way to durable: data flushed, then the index batch synced, then the mark, then the caller is told.

@@ -21,6 +21,8 @@ constexpr StorageBug kStorageBugs[] = {
     {"repair_blind", "a repair replaces an entry that has changed since it was seen",
      &storage::PlantedBugs::repair_blind},
     {"repair_early", "a repair is acknowledged before it is durable", &storage::PlantedBugs::repair_early},
+    {"recycle_while_read", "a segment is written again while an extent of it is being read",
+     &storage::PlantedBugs::recycle_while_read},
 };
 
 struct SaveBug {

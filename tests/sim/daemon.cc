@@ -96,6 +96,11 @@ SimDaemon::SimDaemon(World& world, Options options)
       node_(world.make_node("daemon")),
       lies_(world.seed(), "lies"),
       duplicates_(world.seed(), "duplicates") {
+  Prng recycling(world.seed(), "recycling");
+  if (recycling.chance(0.5)) {
+    recycle_bytes_ = kMiB << recycling.below(6);
+    options_.segment_bytes = 256 * kKiB << recycling.below(4);
+  }
   for (std::size_t i = 0; i < options_.directories; ++i) directories_.push_back(make_directory());
 }
 
@@ -152,6 +157,13 @@ std::uint32_t SimDaemon::copies_of(DataGroup group) const {
   return range == nullptr ? 0 : range->copies;
 }
 
+std::uint64_t SimDaemon::kept_bytes() const {
+  std::uint64_t bytes = 0;
+  if (process_ != nullptr)
+    for (const auto& entry : process_->targets.all()) bytes += entry.target->chunks().stats().kept_bytes;
+  return bytes;
+}
+
 bool SimDaemon::any_failed() const {
   return process_ != nullptr &&
          (!process_->targets.failed().empty() || process_->targets.all().size() < directories_.size());
@@ -167,6 +179,7 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   storage::Target::Options target;
   target.chunks.segment_bytes = options.segment_bytes;
   target.chunks.ballast_bytes = 1 * kMiB;
+  target.chunks.recycle_bytes = self->recycle_bytes_;
   target.bugs = storage_bugs(options.bug);
   const auto left_out = std::exchange(self->left_out_, std::nullopt);
   if (left_out) self->world_.injected(Fault::kDirectoryGone, self->directories_[*left_out].name);

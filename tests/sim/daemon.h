@@ -26,7 +26,7 @@ class SimDaemon {
  public:
   struct Options {
     std::size_t directories = 1;
-    std::uint64_t segment_bytes = 4 * kMiB;
+    std::uint64_t segment_bytes = 4 * kMiB;  // half of the seeds recycle segments, and those are smaller
     std::uint64_t capacity_bytes = 256 * kMiB;
     rt::Duration garbage_grace = std::chrono::seconds(20);
     rt::Duration garbage_interval = std::chrono::seconds(5);
@@ -71,6 +71,8 @@ class SimDaemon {
   const std::optional<Error>& refused() const { return refused_; }
   /// The target has failed (a write or flush did) and acknowledges nothing until a restart.
   bool fail_stopped() const;
+  /// Of the disks' space, what is kept to be written again.
+  std::uint64_t kept_bytes() const;
   /// From now on every answer about owners is true.
   void stop_lying() { options_.liveness_lies = 0; }
   void stop_duplicates() { options_.duplicates = 0; }
@@ -86,6 +88,7 @@ class SimDaemon {
 
   World& world_;
   Options options_;
+  std::uint64_t recycle_bytes_ = 0;
   Node& node_;
   std::vector<Directory> directories_;
   std::size_t made_ = 0;

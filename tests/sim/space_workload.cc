@@ -168,7 +168,9 @@ class SpaceWorkload {
       if (auto id = ChunkId::from_key(key); !id || !owners_.contains(id->owner)) ++n;
     return n;
   }
-  std::uint64_t room() { return capacity_ - std::min(capacity_, daemon_->disk().used_bytes() + kBallast); }
+  std::uint64_t room() {
+    return capacity_ - std::min(capacity_, daemon_->disk().used_bytes() - daemon_->kept_bytes() + kBallast);
+  }
 
   WorkloadOptions options_;
   World world_;

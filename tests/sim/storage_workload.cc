@@ -45,6 +45,14 @@ class StorageWorkload {
         disk_(world_.make_disk("d0", {.capacity_bytes = 64 * kMiB})),
         index_(world_.make_index("i0")) {
     world_.on_trace = options_.trace;
+    Prng recycling(options_.seed, "recycling");
+    if (recycling.chance(0.6)) {
+      recycle_bytes_ = 512 * kKiB << recycling.below(5);
+      segment_bytes_ = 64 * kKiB << recycling.below(4);
+      clearances_ = 0.5;
+      readers_ = recycling.between(1, 3);
+      swarm_.disk.slow = std::max(swarm_.disk.slow, 0.02);
+    }
   }
   ~StorageWorkload() {
     if (node_.alive()) node_.kill(Death::kProcess);
@@ -78,6 +86,7 @@ class StorageWorkload {
   static Task<void> write(StorageWorkload* w, std::uint32_t writer);
   static Task<void> put(StorageWorkload* w, ChunkId id, bool abandon);
   static Task<void> read_one(StorageWorkload* w, ChunkId id);
+  static Task<void> read_on(StorageWorkload* w);
   static Task<Buffer> read_all(StorageWorkload* w, ChunkId id, std::uint32_t length);
   static Task<void> repair(StorageWorkload* w, ChunkId id);
   static Task<void> remove(StorageWorkload* w, std::vector<ChunkId> ids);
@@ -100,6 +109,9 @@ class StorageWorkload {
   Node& node_;
   DiskImage& disk_;
   IndexImage& index_;
+  std::uint64_t segment_bytes_ = 4 * kMiB, recycle_bytes_ = 0;
+  std::uint64_t readers_ = 0;          // that do nothing else
+  double clearances_ = 0;              // of removals: all that is there goes, as a step's chunks do
   rt::UnitPool* units_ = nullptr;      // held by the node
   storage::Target* target_ = nullptr;  // held by the node
   std::optional<Error> refused_;
@@ -115,8 +127,9 @@ Task<void> StorageWorkload::open_target(StorageWorkload* w) {
   if (!pool) co_return fail(std::move(pool).error());
   w->units_ = &w->node_.hold(*std::move(pool));
   storage::Target::Options options;
-  options.chunks.segment_bytes = 4 * kMiB;
+  options.chunks.segment_bytes = w->segment_bytes_;
   options.chunks.ballast_bytes = 1 * kMiB;
+  options.chunks.recycle_bytes = w->recycle_bytes_;
   options.bugs = storage_bugs(w->options_.bug);
   CO_TRY(auto target, co_await storage::Target::open(w->node_.runtime(), w->disk_.attach(w->node_),
                                                      w->index_.attach(w->node_), *w->units_, options));
@@ -252,6 +265,13 @@ Task<void> StorageWorkload::repair(StorageWorkload* w, ChunkId id) {
   co_return co_await upload->finish();
 }
 
+Task<void> StorageWorkload::read_on(StorageWorkload* w) {
+  for (;;) {
+    co_await w->node_.sleep(w->draw_.between(rt::Duration(0), rt::Duration(500us)));
+    if (auto id = w->pick(ChunkState::kThere)) CO_CHECK_OK(co_await read_one(w, *id));
+  }
+}
+
 Task<void> StorageWorkload::remove(StorageWorkload* w, std::vector<ChunkId> ids) {
   for (const auto& id : ids) {
     ++w->chunks_[id].busy;
@@ -338,6 +358,11 @@ Task<void> StorageWorkload::write(StorageWorkload* w, std::uint32_t writer) {
       std::vector<ChunkId> ids;
       if (auto id = w->pick(ChunkState::kThere)) ids.push_back(*id);
       if (auto id = w->pick(ChunkState::kThere); id && *id != ids.front() && draw.chance(0.5)) ids.push_back(*id);
+      if (!ids.empty() && w->clearances_ > 0 && draw.chance(w->clearances_)) {
+        ids.clear();
+        for (const auto& [id, chunk] : w->chunks_)
+          if (chunk.state == ChunkState::kThere) ids.push_back(id);
+      }
       if (!ids.empty()) CO_CHECK_OK(co_await remove(w, std::move(ids)));
     } else if (dice < 85) {
       (void)co_await list(w);
@@ -396,6 +421,8 @@ void StorageWorkload::verify(const char* when) {
 WorkloadResult StorageWorkload::run() {
   result_.seed = options_.seed;
   result_.configuration = swarm_.text();
+  if (recycle_bytes_ > 0)
+    result_.configuration += " recycle=" + std::to_string(recycle_bytes_) + " of " + std::to_string(segment_bytes_);
   const auto began = world_.now();
   const auto lives = draw_.between(2, 6);
   for (std::uint64_t life = 0; life < lives && violations_.empty() && !refused_; ++life) {
@@ -412,6 +439,7 @@ WorkloadResult StorageWorkload::run() {
       node_.spawn(write(this, writer), [this](Result<void> result) {
         if (!result && world_.tracing()) world_.trace("writer", result.error().message);
       });
+    for (std::uint64_t i = 0; i < readers_; ++i) node_.spawn(read_on(this), [](const Result<void>&) {});
     // The end: at the n-th operation of disk or index, or at a time.
     const auto count = [&] { return disk_.counts.writes + disk_.counts.flushes + index_.counts.commits; };
     const auto at = count() + draw_.between(1, 400);
