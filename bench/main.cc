@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "bench/checkpoint/checkpoint.h"
+#include "bench/open/open.h"
 #include "bench/plan/plan.h"
 
 namespace {
@@ -88,8 +89,22 @@ int main(int argc, char** argv) {
       ->allow_extra_args(false);
   plan->add_option("--seed", p.seed, "of the order in which ranks save");
   plan->add_flag("--json", p.json, "one JSON object instead of a table");
+
+  OpenOptions n;
+  n.daemon_program = o.daemon_program;
+  auto* open = app.add_subcommand(
+      "open", "Start a daemon on a store of many small chunks, and read a first byte, after a kill and after an end");
+  open->footer("Example: cairn-bench open --chunks 1000000 --data /data/bench --json");
+  open->add_option("--chunks", n.chunks, "chunks of 4 KiB; what the store has of them already is used")
+      ->check(CLI::Range(1, 1'000'000'000))
+      ->capture_default_str();
+  open->add_option("--rounds", n.rounds, "starts of each kind")->check(CLI::Range(1, 1000))->capture_default_str();
+  open->add_option("--data", n.data, "folder for the store")->required();
+  open->add_option("--daemon-flag", n.daemon_flags, "passed to the daemon; may be repeated")->allow_extra_args(false);
+  open->add_flag("--json", n.json, "one JSON object instead of a table");
   CLI11_PARSE(app, argc, argv);
   if (plan->parsed()) return run_plan(p);
+  if (open->parsed()) return run_open(n);
 
   const auto usage = [](const std::string& what) {
     std::cerr << "cairn-bench checkpoint: " << what << "\n";

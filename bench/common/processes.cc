@@ -192,8 +192,16 @@ std::optional<double> OwnDaemon::metric(const std::string& name) const {
 }
 
 void OwnDaemon::stop() {
+  end(SIGTERM);
+}
+
+void OwnDaemon::kill() {
+  end(SIGKILL);
+}
+
+void OwnDaemon::end(int signal) {
   if (pid_ <= 0) return;
-  kill(pid_, SIGTERM);
+  ::kill(pid_, signal);
   waitpid(pid_, nullptr, 0);
   pid_ = -1;
 }

@@ -62,7 +62,8 @@ class OwnDaemon {
   OwnDaemon& operator=(const OwnDaemon&) = delete;
   /// Empty: ready. Else what it said.
   std::string start();
-  void stop();
+  void stop();  // SIGTERM
+  void kill();  // SIGKILL
   const std::string& address() const { return address_; }
   /// One value of its /metrics; nothing when it does not answer.
   std::optional<double> metric(const std::string& name) const;
@@ -75,6 +76,8 @@ class OwnDaemon {
   std::string listen_ = "127.0.0.1:0", address_, http_;
   pid_t pid_ = -1;
   double ready_seconds_ = 0;
+
+  void end(int signal);
 };
 
 /// Empties the guest's page cache where allowed, else gives up the pages of `files`. Returns what it did.
