@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds and passes the tests: checks of the sources, then release, address+undefined and thread sanitizer builds.
+# Builds and passes the tests: checks of the sources, then release, address+undefined and thread sanitizer builds, then
+# every decoder under libFuzzer.
 # Installs missing Debian packages first. The last line says how many passed.
 #
 #   tests/run.sh                    everything, as CI does
 #   tests/run.sh --quick            only the release build and its tests, without the fault tests
-#   tests/run.sh --only PHASE       checks, release, asan or tsan; may be repeated
+#   tests/run.sh --only PHASE       checks, release, asan, tsan or fuzz; may be repeated
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,8 +18,8 @@ while [ $# -gt 0 ]; do
     --quick) quick=1 phases=(release) ;;
     --only)
       case "${2:-}" in
-        checks | release | asan | tsan) phases+=("$2") ;;
-        *) echo "tests/run.sh: --only takes checks, release, asan or tsan" >&2; exit 2 ;;
+        checks | release | asan | tsan | fuzz) phases+=("$2") ;;
+        *) echo "tests/run.sh: --only takes checks, release, asan, tsan or fuzz" >&2; exit 2 ;;
       esac
       shift
       ;;
@@ -27,7 +28,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-[ ${#phases[@]} -gt 0 ] || phases=(checks release asan tsan)
+[ ${#phases[@]} -gt 0 ] || phases=(checks release asan tsan fuzz)
 
 deploy/setup.sh build test || exit 1
 
@@ -68,7 +69,7 @@ build() { # preset
     return 1
   fi
   # One line per target would bury a failure.
-  cmake --build "build/$1" --parallel "$jobs" -- --quiet
+  cmake --build --preset "$1" --parallel "$jobs" -- --quiet
 }
 
 # run_ctest PRESET ARGUMENTS...: runs the tests of a build and adds up their totals.
@@ -113,6 +114,17 @@ build_and_test() {
   fi
 }
 
+# run_fuzzers: each target counts as a test.
+run_fuzzers() {
+  local log="$logs/fuzz" good bad
+  tests/fuzz/run.sh 2>&1 | tee "$log"
+  read -r good bad < <(sed -nE 's/^([0-9]+) passed, ([0-9]+) failed$/\1 \2/p' "$log" | tail -n 1)
+  passed=$((passed + ${good:-0}))
+  failed=$((failed + ${bad:-1}))
+  [ "${bad:-1}" = 0 ] || mapfile -t -O "${#failures[@]}" failures < <(sed -nE 's/^  (\S+) +FAILED$/fuzz: \1/p' "$log")
+  [ "${bad:-1}" = 0 ]
+}
+
 if has_phase checks; then
   check "format" tests/checks/format.sh
   check "layers" tests/checks/layers.sh
@@ -147,6 +159,14 @@ export TSAN_OPTIONS="suppressions=$PWD/tests/tsan.supp second_deadlock_stack=1"
 if has_phase asan; then build_and_test asan --label-exclude 'faults|checks|long|release_only'; fi
 # The simulator has one thread.
 if has_phase tsan; then build_and_test tsan --label-exclude 'faults|checks|long|release_only|sim'; fi
+if has_phase fuzz; then
+  if timed "build fuzz" build fuzz; then
+    timed "fuzz" run_fuzzers
+  else
+    failed=$((failed + 1))
+    failures+=("build fuzz")
+  fi
+fi
 
 echo
 printf '%s\n' "${table[@]}"

@@ -114,6 +114,7 @@ Result<FrameHeader> FrameHeader::decode(std::span<const std::byte, kBytes> bytes
   if (kind < static_cast<std::uint8_t>(FrameKind::kHello) || kind > static_cast<std::uint8_t>(FrameKind::kPong))
     return fail(Errc::kProtocol, "frame header: unknown kind " + std::to_string(kind));
   h.kind = static_cast<FrameKind>(kind);
+  if (get<std::uint8_t>(&bytes[5]) != 0) return fail(Errc::kProtocol, "frame header: its reserved byte is not 0");
   h.method = get<std::uint16_t>(&bytes[6]);
   h.call_id = get<std::uint64_t>(&bytes[8]);
   h.message_bytes = get<std::uint32_t>(&bytes[16]);

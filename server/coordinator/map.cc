@@ -1,6 +1,8 @@
 #include "server/coordinator/map.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "proto/common/text.h"
@@ -124,6 +126,54 @@ Result<Uuid> uuid_of(std::string_view bytes, const char* what) {
   return uuid;
 }
 
+/// No store has more; a number beyond it is not one that was handed out.
+constexpr std::uint32_t kDataGroupsMax = 1 << 20;
+
+Failure damaged(std::string what) {
+  return fail(Errc::kDataLoss, "map: " + std::move(what));
+}
+
+/// Whoever is named among a range's members or placement is a target of the map, once.
+Result<void> check_named(const std::set<Uuid>& known, const std::vector<Uuid>& named, const GroupRange& range) {
+  std::set<Uuid> seen;
+  for (const auto& uuid : named)
+    if (!known.contains(uuid) || !seen.insert(uuid).second)
+      return damaged((range.home ? "home groups from " : "data groups from ") + std::to_string(range.first) +
+                     " name target " + uuid.text() + (known.contains(uuid) ? " twice" : ", which it does not know"));
+  return {};
+}
+
+/// What the changes of a map rely on.
+Result<void> check(const ClusterMap& map) {
+  std::set<Uuid> known;
+  for (const auto& target : map.targets)
+    if (!known.insert(target.uuid).second) return damaged("target " + target.uuid.text() + " is there twice");
+  std::map<std::uint32_t, std::uint32_t> home, data;  // first group, number
+  for (const auto& range : map.groups) {
+    if (range.copies < 1 || range.copies > kCopiesMax || range.count == 0)
+      return damaged(std::to_string(range.count) + " groups of " + std::to_string(range.copies) + " copies");
+    if (!(range.home ? home : data).emplace(range.first, range.count).second)
+      return damaged("two groups begin with number " + std::to_string(range.first));
+    std::vector<Uuid> members;
+    for (const auto& member : range.members) members.push_back(member.target);
+    CHECK_OK(check_named(known, members, range));
+    CHECK_OK(check_named(known, range.placement, range));
+  }
+  std::uint64_t next = 0;
+  for (const auto& [first, count] : home) {
+    if (first != next) break;
+    next += count;
+  }
+  if (next != kHomeGroups) return damaged("it does not have each home group once");
+  next = kFirstDataGroup;
+  for (const auto& [first, count] : data) {
+    if (first < next || std::uint64_t{first} + count > kDataGroupsMax)
+      return damaged("data groups from " + std::to_string(first) + " overlap others, or do not exist");
+    next = std::uint64_t{first} + count;
+  }
+  return {};
+}
+
 }  // namespace
 
 Result<ClusterMap> decode_map(std::string_view bytes) {
@@ -175,6 +225,7 @@ Result<ClusterMap> decode_map(std::string_view bytes) {
     map.groups.push_back(std::move(to));
   }
   complete(map);
+  CHECK_OK(check(map));
   return map;
 }
 

@@ -101,6 +101,7 @@ TEST_CASE("frame: sizes over their limits and unknown kinds are refused though t
   const auto data = FrameHeader{.kind = FrameKind::kData}.encode();
   CHECK(refused(with_bytes(request, 4, 0, 1)));
   CHECK(refused(with_bytes(request, 4, 11, 1)));
+  CHECK(refused(with_bytes(request, 5, 1, 1)));  // reserved
   CHECK(refused(with_bytes(request, 16, wire::kMessageBytesMax + 1, 4)));
   CHECK(refused(with_bytes(request, 16, 0xffffffff, 4)));
   CHECK(refused(with_bytes(request, 20, 1, 4)));  // only data has a payload

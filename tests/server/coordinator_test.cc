@@ -1,4 +1,5 @@
 #include <catch2/catch.hpp>
+#include <functional>
 
 #include "server/coordinator/changes.h"
 #include "server/coordinator/coordinator.h"
@@ -79,6 +80,7 @@ TEST_CASE("map: starts of a member, as a table", "[server]") {
 
 TEST_CASE("map: survives its encoding", "[server]") {
   auto map = *after_start({}, start_of(1, 4));
+  map.targets.push_back({.uuid = uuid(3), .incarnation = 8, .node = "n3", .directory = "/d3", .out = true});
   map.groups[1].members.push_back({.target = uuid(3), .incarnation = 8, .serving = false, .node = "n3", .joined = 17});
   map.groups[1].loss = 2;
   const auto back = decode_map(encode_map(map));
@@ -86,6 +88,33 @@ TEST_CASE("map: survives its encoding", "[server]") {
   CHECK(*back == map);
   CHECK(decode_map("\xff\xff").error().code == Errc::kDataLoss);
   CHECK(decode_map("").error().code == Errc::kDataLoss);
+}
+
+TEST_CASE("map: one that does not make sense is damage, not a map", "[server]") {
+  // Goal: starts and changes go by what a map names without a second look. Method: one thing wrong at a time.
+  const auto whole = *after_start({}, start_of(1, 4));
+  REQUIRE(decode_map(encode_map(whole)));
+  const auto damaged_by = [&](const std::function<void(ClusterMap&)>& change) {
+    auto map = whole;
+    change(map);
+    const auto read = decode_map(encode_map(map));
+    return !read && read.error().code == Errc::kDataLoss;
+  };
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[0].members[0].target = uuid(7); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].placement[0] = uuid(7); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.targets.push_back(map.targets[0]); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].members.push_back(map.groups[1].members[0]); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].placement.push_back(map.groups[1].placement[0]); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[0].count = 255; }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[0].count = 257; }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups.erase(map.groups.begin()); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups.push_back(map.groups[0]); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups.push_back(map.groups[1]); }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].copies = 4; }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].count = 0; }));
+  // The memory for the losses of all groups is taken by the highest number.
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].count = 0xfffffff0; }));
+  CHECK(damaged_by([](ClusterMap& map) { map.groups[1].first = 0x7fffffff; }));
 }
 
 TEST_CASE("coordinator: every start of a daemon raises every group's epoch, durably", "[server]") {
