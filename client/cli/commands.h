@@ -89,4 +89,14 @@ struct CkptRemove {
 };
 Result<void> ckpt_remove(Context& context, const CkptRemove& args);
 
+struct Verify {
+  std::vector<std::string> targets;  // ids or directories; none: all
+  std::string pace;                  // bytes a second of each; "none", "configured"; empty: none
+};
+/// errors: kDataLoss  damage is left
+Result<void> verify(Context& context, const Verify& args);
+Result<void> job_list(Context& context);
+Result<void> job_show(Context& context, const std::string& id);
+Result<void> job_control(Context& context, const std::string& id, JobAction action);
+
 }  // namespace cairn::cli

@@ -55,7 +55,8 @@ std::string_view advice(Errc code) {
     case Errc::kNoSpace:
       return "remove something, add space or raise the quota";
     case Errc::kDataLoss:
-      return "run 'cairn ckpt verify' and restore from another step";
+      return "'cairn verify' shows what is damaged and repairs what has a good copy; use another step or copy of the "
+             "rest";
     default:
       return {};
   }

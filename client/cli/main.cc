@@ -49,6 +49,7 @@ class CommandLine {
     bucket_commands();
     object_commands();
     checkpoint_commands();
+    job_commands();
   }
 
   /// Nothing: run the command. Otherwise the exit code.
@@ -95,8 +96,8 @@ class CommandLine {
   }
 
   template <class Function>
-  void on(CLI::App* app, const char* name, const std::string& subject, Function function) {
-    app->callback([this, name, &subject, function] {
+  void on(CLI::App* app, std::string name, const std::string& subject, Function function) {
+    app->callback([this, name = std::move(name), &subject, function] {
       what = subject.empty() ? name : fmt::format("{} {}", name, subject);
       run = function;
     });
@@ -219,6 +220,36 @@ class CommandLine {
     on(rm, "ckpt rm", remove_.run, [this] { return ckpt_remove(context, remove_); });
   }
 
+  void job_commands() {
+    auto* verify = command(&app_, "verify",
+                           "Read every copy of every chunk now, report what is damaged (exit 6 when it stays so), and "
+                           "repair it where a good copy exists",
+                           "cairn verify --json");
+    verify->add_option("--target", verify_.targets, "Only this data directory, by path or id; can be repeated");
+    verify->add_option(
+        "--pace", verify_.pace,
+        "Bytes a second of each directory, for example 100MiB; configured: as the daemon is; default: no "
+        "limit");
+    on(verify, "verify", nothing_, [this] { return cli::verify(context, verify_); });
+    auto* job =
+        command(&app_, "job", "Show and steer what goes on in the background: scrub, repair, resync", "cairn job ls");
+    job->require_subcommand(1);
+    auto* ls = command(job, "ls", "List jobs: those under way, and the last scrub of each directory", "cairn job ls");
+    on(ls, "job ls", nothing_, [this] { return job_list(context); });
+    auto* show = command(job, "show", "Show one job", "cairn job show scrub-1f2e3d4c");
+    show->add_option("ID", name_, "As job ls lists it")->required();
+    on(show, "job show", name_, [this] { return job_show(context, name_); });
+    const auto control = [&](const char* name, const char* what, JobAction action) {
+      const auto example = fmt::format("cairn job {} scrub-1f2e3d4c", name);
+      auto* app = command(job, name, what, example.c_str());
+      app->add_option("ID", name_, "As job ls lists it")->required();
+      on(app, fmt::format("job {}", name), name_, [this, action] { return job_control(context, name_, action); });
+    };
+    control("pause", "Let a job rest; a scrub also over a restart of the daemon", JobAction::pause);
+    control("resume", "Let a paused job go on where it was", JobAction::resume);
+    control("cancel", "End a scrub; what it has found stays known", JobAction::cancel);
+  }
+
   CLI::App app_{"", "cairn"};
   std::string servers_ = kDefaultServer;
   const std::string nothing_;
@@ -234,6 +265,7 @@ class CommandLine {
   CkptRestore restore_;
   CkptStep step_;
   CkptRemove remove_;
+  Verify verify_;
 };
 
 }  // namespace

@@ -87,6 +87,14 @@ std::string_view name_of(Method method) {
       return "step_pin";
     case Method::kReaderRenew:
       return "reader_renew";
+    case Method::kJobList:
+      return "job_list";
+    case Method::kJobControl:
+      return "job_control";
+    case Method::kScrubStart:
+      return "scrub_start";
+    case Method::kDamageList:
+      return "damage_list";
   }
   return "unknown";
 }

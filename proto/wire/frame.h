@@ -60,6 +60,10 @@ enum class Method : std::uint16_t {
   kRunActivity = 54,
   kStepPin = 55,
   kReaderRenew = 60,
+  kJobList = 70,
+  kJobControl = 71,
+  kScrubStart = 72,
+  kDamageList = 73,
 };
 
 /// "put_chunk"; for messages, logs and metrics. Numbers that this version does not know: "unknown".

@@ -275,6 +275,14 @@ std::vector<Option> make_table() {
                "How long chunks must be dead before they are freed"),
       duration("garbage.interval", &O::garbage_interval, milliseconds(1), kYear, kLive,
                "Between looks for dead chunks"),
+
+      // ---- [scrub], [repair]: looking after the copies
+      bytes("scrub.pace", &O::scrub_pace, 0, 1024 * kGiB, kLive,
+            "Bytes a second of each directory that are read to see whether they are whole; 0: no limit"),
+      duration("scrub.interval", &O::scrub_interval, milliseconds(0), kYear, kLive,
+               "From the begin of one look at every chunk to the next; 0s: only when somebody asks (cairn verify)"),
+      bytes("repair.pace", &O::repair_pace, 0, 1024 * kGiB, kLive,
+            "Bytes a second that are copied to directories that lack them or have them damaged; 0: no limit"),
   };
 }
 

@@ -63,6 +63,9 @@ struct CairndOptions {
   rt::Duration retention_interval = std::chrono::minutes(1);
   rt::Duration garbage_grace = std::chrono::minutes(10);
   rt::Duration garbage_interval = std::chrono::minutes(1);
+  std::uint64_t scrub_pace = 64 * kMiB;  // bytes a second of each target; 0: no limit
+  rt::Duration scrub_interval = std::chrono::hours(7 * 24);
+  std::uint64_t repair_pace = 256 * kMiB;  // bytes a second; 0: no limit
 };
 
 /// One row of the table.

@@ -124,7 +124,10 @@ void apply(rt::RealRuntime& real, const Stack& stack, const CairndOptions& optio
   stack.rpc->set(limits_of(options));
   stack.daemon->set({.garbage_grace = options.garbage_grace,
                      .garbage_interval = options.garbage_interval,
-                     .retention_interval = options.retention_interval});
+                     .retention_interval = options.retention_interval,
+                     .scrub_interval = options.scrub_interval,
+                     .scrub_pace = options.scrub_pace,
+                     .repair_pace = options.repair_pace});
 }
 
 /// Takes over what may change at once and says so; a configuration with any mistake changes nothing.
@@ -198,6 +201,9 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.retention.interval = options.retention_interval;
   daemon_options.garbage.grace = options.garbage_grace;
   daemon_options.garbage.interval = options.garbage_interval;
+  daemon_options.scrub.pace = options.scrub_pace;
+  daemon_options.scrub.interval = options.scrub_interval;
+  daemon_options.repair_pace = options.repair_pace;
   daemon_options.lost_targets = options.lost_targets;
   daemon_options.bugs = faults.saves;
   auto daemon = co_await Daemon::create(runtime, stack.targets, *stack.units, std::move(daemon_options));

@@ -113,8 +113,13 @@ std::vector<storage::Target*> Chunks::usable() const {
 }
 
 Task<std::vector<storage::ChunkInfo>> Chunks::list(std::optional<ChunkId> after, std::size_t limit) {
+  return list_of(usable(), after, limit);
+}
+
+Task<std::vector<storage::ChunkInfo>> list_of(std::vector<storage::Target*> targets, std::optional<ChunkId> after,
+                                              std::size_t limit) {
   std::map<ChunkId, storage::ChunkInfo> found;
-  for (auto* target : usable()) {
+  for (auto* target : targets) {
     CO_TRY(auto page, co_await target->chunks().list(after, limit));
     for (auto& chunk : page) found.emplace(chunk.id, chunk);
   }
@@ -161,13 +166,21 @@ storage::ChunkStore::Room Chunks::room() const {
 template <class T, class Read>
 Task<T> Chunks::from_any(DataGroup group, ChunkId id, Read read) {
   std::optional<Error> first;
+  std::vector<storage::Target*> lacking;
   for (auto* target : readable(group, id)) {
     auto got = co_await read(target->chunks());
     if (got) {
       if (first) ++reads_elsewhere_;
+      for (auto* other : lacking)
+        if (on_bad_copy) on_bad_copy(*other, id);
       co_return got;
     }
-    if (got.error().code == Errc::kInvalid || got.error().code == Errc::kUnavailable) co_return got;
+    const auto code = got.error().code;
+    if (code == Errc::kInvalid || code == Errc::kUnavailable) co_return got;
+    if (code == Errc::kNotFound)
+      lacking.push_back(target);
+    else if (on_bad_copy)
+      on_bad_copy(*target, id);
     // Damage says more than absence.
     if (!first || first->code == Errc::kNotFound) first = std::move(got).error();
   }

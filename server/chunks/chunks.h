@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -11,6 +12,10 @@
 #include "storage/chunk_store/chunk_store.h"
 
 namespace cairn::server {
+
+/// What any of these targets has, each chunk once; as ChunkStore::list().
+Task<std::vector<storage::ChunkInfo>> list_of(std::vector<storage::Target*> targets, std::optional<ChunkId> after,
+                                              std::size_t limit);
 
 /// Chunks on every member of their data group. A chunk is written to all members at once, serving and syncing, from the
 /// memory into which it was received, and acknowledged when every member has it durably; one that fails is taken from
@@ -74,6 +79,8 @@ class Chunks {
   storage::ChunkStore::Room room() const;
   std::size_t unit_bytes() const { return members_.targets().all().front().target->chunks().unit_bytes(); }
 
+  /// Told of a member's copy that a read found bad, or missing where another member has it.
+  std::function<void(storage::Target&, const ChunkId&)> on_bad_copy;
   /// Reads that another member had to answer, since start.
   std::uint64_t reads_elsewhere() const { return reads_elsewhere_; }
 

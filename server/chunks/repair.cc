@@ -1,14 +1,12 @@
 #include "server/chunks/repair.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <optional>
 #include <utility>
 #include <vector>
 
-#include "proto/common/checksum.h"
-#include "proto/common/units.h"
+#include "server/chunks/chunks.h"
 
 namespace cairn::server {
 namespace {
@@ -44,11 +42,33 @@ Repair::Stats Repair::stats() const {
   return out;
 }
 
+std::map<Uuid, Repair::Job> Repair::jobs() const {
+  std::map<Uuid, Job> out;
+  for (const auto& syncing : syncing_members(members_)) {
+    const auto known = jobs_.find(syncing.member.target);
+    out[syncing.member.target] = known == jobs_.end() ? Job() : known->second;
+  }
+  return out;
+}
+
+void Repair::pause(const Uuid& target, bool paused) {
+  jobs_[target].paused = paused;
+  changed_.notify_all();
+}
+
 Task<void> Repair::run() {
   for (;;) {
-    const auto todo = syncing_members(members_);
+    auto todo = syncing_members(members_);
+    std::erase_if(jobs_, [&](const auto& job) {
+      return std::ranges::none_of(todo, [&](const Syncing& one) { return one.member.target == job.first; });
+    });
     if (todo.empty()) {
       co_await members_.changed().wait();
+      continue;
+    }
+    std::erase_if(todo, [&](const Syncing& one) { return jobs_[one.member.target].paused; });
+    if (todo.empty()) {
+      co_await changed_.wait();
       continue;
     }
     bool failed = false;
@@ -68,65 +88,46 @@ Task<void> Repair::bring_up(DataGroup group, Member newcomer) {
   auto* to = members_.targets().find(newcomer.target);
   CO_TRY(const auto now, members_.group(false, group));
   if (to == nullptr || now.serving.empty()) co_return fail(Errc::kUnavailable, "it is not there any more");
-  auto& donor = *now.serving.front();
-  std::uint64_t copied = 0;
+  if (auto& job = jobs_[newcomer.target]; job.started_unix_nanos == 0)
+    job.started_unix_nanos = runtime_.loop.wall_nanos();
+  const auto before = stats_.chunks;
   for (std::optional<ChunkId> after;;) {
-    CO_TRY(const auto page, co_await donor.chunks().list(after, kPage));
+    // Of all that serve: what one of them has lost, another may have.
+    CO_TRY(const auto page, co_await list_of(now.serving, after, kPage));
     for (const auto& chunk : page) {
       if (chunk.group != group) continue;
+      if (jobs_[newcomer.target].paused) co_return {};
       CO_TRY(const auto there, co_await to->chunks().find(chunk.id));
       if (there && there->digest == chunk.digest && there->length == chunk.length) continue;
-      CO_CHECK_OK(co_await copy(group, chunk, *to));
-      ++copied;
+      CO_CHECK_OK(co_await copy(chunk, *to));
     }
     if (page.size() < kPage) break;
     after = page.back().id;
   }
   CO_CHECK_OK(co_await members_.promote(false, group, newcomer.target, newcomer.joined));
-  runtime_.log.write(
-      rt::Level::kInfo, "chunks_sync_done",
-      {{"group", std::to_string(group)}, {"target", newcomer.target.text()}, {"chunks", std::to_string(copied)}});
+  runtime_.log.write(rt::Level::kInfo, "chunks_sync_done",
+                     {{"group", std::to_string(group)},
+                      {"target", newcomer.target.text()},
+                      {"chunks", std::to_string(stats_.chunks - before)}});
   co_return {};
 }
 
-Task<void> Repair::copy(DataGroup group, storage::ChunkInfo chunk, storage::Target& to) {
-  const auto unit = static_cast<std::uint32_t>(chunks_.unit_bytes());
-  std::vector<std::uint32_t> crcs;
-  std::unique_ptr<storage::ChunkStore::Upload> upload;
-  // Twice over the bytes: what they are must be known before they are written, and a whole chunk in memory would take
-  // that of the saves. Read errors end the copy of this chunk, not the repair.
-  for (const bool writing : {false, true}) {
-    for (std::uint32_t at = 0; at < chunk.length; at += unit) {
-      const auto size = std::min(unit, chunk.length - at);
-      auto read = co_await chunks_.read(group, chunk.id, at, size);
-      if (!read) {
-        if (read.error().code == Errc::kNotFound) co_return {};  // removed meanwhile
-        // kFailed: the disk cannot read it. One bad sector must not keep the newcomer from serving all the rest.
-        if (read.error().code != Errc::kDataLoss && read.error().code != Errc::kFailed)
-          co_return fail(std::move(read).error());
-        ++stats_.damaged;
-        runtime_.log.write(rt::Level::kError, "chunk_damaged",
-                           {{"chunk", chunk.id.text()}, {"error", read.error().message}});
-        co_return {};
-      }
-      if (!writing) {
-        for (std::uint32_t block = 0; block < size; block += kBlockBytes)
-          crcs.push_back(crc32c(read->bytes().subspan(block, std::min<std::size_t>(kBlockBytes, size - block)),
-                                block_seed(chunk.id, static_cast<std::uint32_t>((at + block) / kBlockBytes))));
-        continue;
-      }
-      CO_TRY(auto memory, co_await units_.acquire());
-      std::memcpy(memory.bytes.data(), read->bytes().data(), size);
-      read = Buffer();
-      CO_CHECK_OK(co_await upload->write(at, std::move(memory), size));
-    }
-    if (writing) break;
-    CO_TRY(upload, co_await to.chunks().start(chunk.id, chunk.length, crcs, group));
-    if (!upload) co_return {};
+Task<void> Repair::copy(storage::ChunkInfo chunk, storage::Target& to) {
+  auto copied = co_await copier_.copy(chunk, to, std::nullopt, pace_);
+  auto& job = jobs_[to.uuid()];
+  if (copied && *copied) {
+    ++stats_.chunks;
+    stats_.bytes += chunk.length;
+    ++job.chunks;
+    job.bytes += chunk.length;
   }
-  CO_CHECK_OK(co_await upload->finish());
-  ++stats_.chunks;
-  stats_.bytes += chunk.length;
+  if (copied) co_return {};
+  if (copied.error().code != Errc::kDataLoss) co_return fail(std::move(copied).error());
+  // One that is damaged everywhere must not keep the newcomer from serving all the rest.
+  ++stats_.damaged;
+  ++job.damaged;
+  runtime_.log.write(rt::Level::kError, "chunk_damaged",
+                     {{"chunk", chunk.id.text()}, {"error", copied.error().message}});
   co_return {};
 }
 

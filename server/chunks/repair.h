@@ -1,11 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <map>
+#include <vector>
 
 #include "proto/rt/seams.h"
-#include "proto/rt/unit_pool.h"
-#include "server/chunks/chunks.h"
+#include "proto/rt/sync.h"
+#include "server/chunks/copier.h"
 #include "server/membership/membership.h"
 
 namespace cairn::server {
@@ -20,8 +21,8 @@ namespace cairn::server {
 /// source:   protocol.md 5
 class Repair {
  public:
-  Repair(rt::Runtime runtime, Membership& members, Chunks& chunks, rt::UnitPool& units)
-      : runtime_(runtime), members_(members), chunks_(chunks), units_(units) {}
+  Repair(rt::Runtime runtime, Membership& members, Copier& copier, Pace& pace)
+      : runtime_(runtime), members_(members), copier_(copier), pace_(pace), changed_(runtime.loop) {}
 
   /// For ever.
   Task<void> run();
@@ -33,14 +34,28 @@ class Repair {
   };
   Stats stats() const;
 
+  /// What is done for one target.
+  struct Job {
+    bool paused = false;
+    std::uint64_t chunks = 0, bytes = 0;
+    std::uint64_t damaged = 0;
+    std::int64_t started_unix_nanos = 0;
+  };
+  /// Of the targets that are being brought up now.
+  std::map<Uuid, Job> jobs() const;
+  /// Until it is told otherwise, or the daemon starts anew.
+  void pause(const Uuid& target, bool paused);
+
  private:
   Task<void> bring_up(DataGroup group, Member newcomer);
-  Task<void> copy(DataGroup group, storage::ChunkInfo chunk, storage::Target& to);
+  Task<void> copy(storage::ChunkInfo chunk, storage::Target& to);
 
   rt::Runtime runtime_;
   Membership& members_;
-  Chunks& chunks_;
-  rt::UnitPool& units_;
+  Copier& copier_;
+  Pace& pace_;
+  std::map<Uuid, Job> jobs_;
+  rt::Signal changed_;  // a job was paused or resumed
   Stats stats_;
 };
 

@@ -12,6 +12,7 @@
 #include "server/coordinator/coordinator.h"
 #include "server/http/metrics_text.h"
 #include "server/records/keys.h"
+#include "server/scrub/jobs.h"
 
 namespace cairn::server {
 namespace {
@@ -43,7 +44,9 @@ class DaemonImpl final : public Daemon {
         store_(storage::RecordStore::open(runtime, records_)),
         owners_(runtime.loop, *store_),
         copies_(runtime, members_),
-        repair_(runtime, members_, copies_, units),
+        copier_(targets, units, options.membership_bugs.repair_unchecked),
+        repair_pace_(runtime.loop, options.repair_pace),
+        repair_(runtime, members_, copier_, repair_pace_),
         usage_(runtime, *store_, copies_, options.usage),
         buckets_(runtime, *store_, *coordinator_, usage_),
         readers_(runtime, *store_, reader_options(options)),
@@ -61,6 +64,9 @@ class DaemonImpl final : public Daemon {
     garbage.absence_is_death |= options.bugs.absence_is_death;
     garbage.ask_once |= options.bugs.ask_once;
     garbage_ = std::make_unique<Garbage>(runtime, copies_, *liveness_, garbage);
+    scrub_ = std::make_unique<Scrub>(runtime, members_, copier_, repair_pace_, *liveness_, options.scrub);
+    jobs_ = std::make_unique<Jobs>(*scrub_, repair_, *store_);
+    copies_.on_bad_copy = [this](storage::Target& target, const ChunkId& id) { scrub_->suspect(target, id); };
   }
 
   Task<void> start(Options options) {
@@ -77,6 +83,7 @@ class DaemonImpl final : public Daemon {
     CO_TRY(const auto open, co_await owners_.load());
     for (const auto& owner : open) CO_CHECK_OK(co_await usage_.resume(owner.id, owner.bucket, owner.declared_bytes));
     CO_CHECK_OK(co_await checkpoints_.start());
+    CO_CHECK_OK(co_await scrub_->load());
     background_.spawn(members_.watch());
     background_.spawn(records_.bring_up(*store_));
     background_.spawn(repair_.run());
@@ -88,6 +95,7 @@ class DaemonImpl final : public Daemon {
     background_.spawn(readers_.run());
     background_.spawn(garbage_->run());
     background_.spawn(usage_.watch());
+    background_.spawn(scrub_->run());
     co_return {};
   }
 
@@ -109,11 +117,14 @@ class DaemonImpl final : public Daemon {
   void set(const Paces& paces) override {
     garbage_->set(paces.garbage_grace, paces.garbage_interval);
     retention_.set_interval(paces.retention_interval);
+    scrub_->set(paces.scrub_pace, paces.scrub_interval);
+    repair_pace_.set(paces.repair_pace);
   }
   void drain() override { checkpoints_.drain(); }
   Task<void> close() override {
     CO_CHECK_OK(co_await records_calls_.join());
     background_.cancel();
+    CO_CHECK_OK(co_await scrub_->close());
     checkpoints_.stop();
     co_return co_await store_->close();
   }
@@ -144,6 +155,7 @@ class DaemonImpl final : public Daemon {
   }
 
   void target_metrics(MetricsText& out) const;
+  void scrub_metrics(MetricsText& out) const;
   Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
   Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
@@ -181,6 +193,8 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<storage::RecordStore> store_;
   Owners owners_;
   Chunks copies_;
+  Copier copier_;
+  Pace repair_pace_;
   Repair repair_;
   Usage usage_;
   Buckets buckets_;
@@ -190,6 +204,8 @@ class DaemonImpl final : public Daemon {
   Retention retention_;
   std::unique_ptr<Liveness> liveness_;
   std::unique_ptr<Garbage> garbage_;
+  std::unique_ptr<Scrub> scrub_;
+  std::unique_ptr<Jobs> jobs_;
   ChunkService chunks_;
   std::uint64_t bytes_in_ = 0, bytes_out_ = 0, bytes_from_disk_ = 0;
   rt::Scope records_calls_;  // after what its tasks use
@@ -311,6 +327,14 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       co_return co_await serve(checkpoints_, &Checkpoints::step_pin);
     case Method::kReaderRenew:
       co_return co_await serve(readers_, &Readers::renew, call->connection());
+    case Method::kJobList:
+      co_return co_await serve(*jobs_, &Jobs::list);
+    case Method::kJobControl:
+      co_return co_await serve(*jobs_, &Jobs::control);
+    case Method::kScrubStart:
+      co_return co_await serve(*jobs_, &Jobs::scrub);
+    case Method::kDamageList:
+      co_return co_await serve(*jobs_, &Jobs::damage);
     case Method::kNone:
       break;
   }
@@ -348,9 +372,30 @@ void DaemonImpl::target_metrics(MetricsText& out) const {
   for (const auto& row : rows) out.sample({{"target", row.uuid}, {"directory", row.directory}}, row.total_bytes);
 }
 
+void DaemonImpl::scrub_metrics(MetricsText& out) const {
+  const auto family = [&](const char* name, const char* help, MetricsText::Type type, auto value) {
+    out.family(name, help, type);
+    for (const auto& look : scrub_->looks())
+      out.sample({{"target", look->target.uuid().text()}, {"directory", look->directory}}, value(*look));
+  };
+  using Look = Scrub::Look;
+  family("cairn_scrub_damaged_chunks", "Chunks whose copy there is damaged or missing, and not repaired yet.",
+         MetricsText::Type::kGauge, [](const Look& look) { return look.damage.left(); });
+  family("cairn_scrub_repaired_chunks_total", "Damaged or missing copies that were repaired.",
+         MetricsText::Type::kCounter, [](const Look& look) { return look.repaired; });
+  family("cairn_scrub_read_bytes_total", "Bytes of chunks that were read to see whether they are whole.",
+         MetricsText::Type::kCounter, [](const Look& look) { return look.bytes; });
+  family("cairn_scrub_running", "1 while a pass is under way.", MetricsText::Type::kGauge,
+         [](const Look& look) { return std::uint64_t{look.pass.state == Scrub::State::kRunning}; });
+  family("cairn_scrub_last_full_pass_timestamp_seconds",
+         "When the last pass ended that looked at everything; 0: none has.", MetricsText::Type::kGauge,
+         [](const Look& look) { return static_cast<double>(look.pass.full_pass_unix_nanos) / 1e9; });
+}
+
 std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   MetricsText out;
   target_metrics(out);
+  scrub_metrics(out);
   storage::ChunkStore::Stats chunks;
   std::uint64_t commits = 0, rounds = 0, failed = 0;
   for (const auto& entry : targets_.all()) {

@@ -18,6 +18,7 @@
 #include "server/membership/replicated_records.h"
 #include "server/objects/objects.h"
 #include "server/readers/readers.h"
+#include "server/scrub/scrub.h"
 #include "server/targets/target_set.h"
 
 namespace cairn::server {
@@ -46,8 +47,10 @@ class Daemon {
     Garbage::Options garbage;
     ChunkService::Options chunks;
     Usage::Options usage;
-    std::set<Uuid> lost_targets;  // the operator asserts that they are lost for good
-    SaveBugs bugs;                // planted by tests; handed to the parts
+    Scrub::Options scrub;
+    std::uint64_t repair_pace = 0;  // bytes a second that are copied from directory to directory; 0: no limit
+    std::set<Uuid> lost_targets;    // the operator asserts that they are lost for good
+    SaveBugs bugs;                  // planted by tests; handed to the parts
     MembershipBugs membership_bugs;
     /// Tests put their own answers in front of what records say; empty: none.
     std::function<std::unique_ptr<Liveness>(std::unique_ptr<Liveness>)> wrap_liveness;
@@ -83,6 +86,8 @@ class Daemon {
   /// What can change while it runs; waits under way keep their length.
   struct Paces {
     rt::Duration garbage_grace, garbage_interval, retention_interval;
+    rt::Duration scrub_interval;
+    std::uint64_t scrub_pace, repair_pace;
   };
   virtual void set(const Paces& paces) = 0;
 

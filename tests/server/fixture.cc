@@ -59,12 +59,19 @@ Task<void> keep(Task<std::string> task, std::shared_ptr<std::optional<Result<std
 
 }  // namespace
 
-Fixture::Fixture(Daemon::Options o, std::uint64_t seed)
+Fixture::Fixture(Daemon::Options o, std::uint64_t seed, std::size_t directories)
     : world(seed),
       node(world.make_node("daemon")),
       disk(world.make_disk("d0", {})),
       index(world.make_index("d0/index")),
+      disks{&disk},
+      indexes{&index},
       options(std::move(o)) {
+  static_assert(kFirstDataGroup == 1);
+  for (std::size_t i = 1; i < directories; ++i) {
+    disks.push_back(&world.make_disk("d" + std::to_string(i), {}));
+    indexes.push_back(&world.make_index("d" + std::to_string(i) + "/index"));
+  }
   options.node = "n1";
   options.addresses = {"127.0.0.1:7420"};
   options.checkpoints.index_chunk_bytes = 2 * kTestUnitBytes;
@@ -81,10 +88,13 @@ Result<void> Fixture::try_start() {
   target_options.chunks.segment_bytes = 16 * kMiB;
   target_options.chunks.ballast_bytes = 1 * kMiB;
   targets = std::make_unique<TargetSet>();
-  TRY(auto opened,
-      run(storage::Target::open(node.runtime(), disk.attach(node), index.attach(node), *units, target_options)));
-  target = opened.get();
-  targets->add("d0", std::move(opened));
+  target_options.bugs = storage_bugs;
+  for (std::size_t i = 0; i < disks.size(); ++i) {
+    TRY(auto opened, run(storage::Target::open(node.runtime(), disks[i]->attach(node), indexes[i]->attach(node), *units,
+                                               target_options)));
+    targets->add("d" + std::to_string(i), std::move(opened));
+  }
+  target = targets->all().front().target.get();
   TRY(daemon, run(Daemon::create(node.runtime(), *targets, *units, options)));
   return {};
 }
@@ -154,7 +164,7 @@ Result<void> Fixture::make_bucket(const std::string& bucket) {
 
 Result<void> Fixture::put(ChunkId id, const std::string& bytes) {
   wire::PutChunk request;
-  *request.mutable_stamp() = stamp_of(false, kFirstDataGroup);
+  *request.mutable_stamp() = stamp_of(false, data_group);
   wire::to_wire(id, *request.mutable_id());
   request.set_length(static_cast<std::uint32_t>(bytes.size()));
   std::vector<std::uint32_t> crcs;
@@ -176,7 +186,7 @@ Result<void> Fixture::put(ChunkId id, const std::string& bytes) {
 
 Result<std::string> Fixture::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
   wire::ReadRanges request;
-  *request.mutable_stamp() = stamp_of(false, kFirstDataGroup);
+  *request.mutable_stamp() = stamp_of(false, data_group);
   auto& chunk = *request.add_chunks();
   wire::to_wire(id, *chunk.mutable_id());
   chunk.add_offsets(offset);
@@ -214,7 +224,7 @@ Result<wire::ObjectInfo> Fixture::seal_object(const std::string& bucket, const s
   request.set_crc32c(crc32c(bytes));
   if (!bytes.empty()) {
     auto& run = *request.add_runs();
-    run.set_group(kFirstDataGroup);
+    run.set_group(data_group);
     run.set_writer(writer);
     run.set_count(1);
     run.set_chunk_bytes(static_cast<std::uint32_t>(bytes.size()));
@@ -289,7 +299,7 @@ wire::Seal RunFixture::upload(OwnerId owner, std::uint32_t rank, std::uint32_t w
   request.set_rank(rank);
   request.set_writer(writer);
   auto& run = *request.add_manifest();
-  run.set_group(kFirstDataGroup);
+  run.set_group(data_group);
   run.set_writer(writer);
   run.set_first_index(1);
   run.set_count(1);

@@ -38,7 +38,7 @@ struct Answered {
 
 class Fixture {
  public:
-  explicit Fixture(Daemon::Options options = {}, std::uint64_t seed = 1);
+  explicit Fixture(Daemon::Options options = {}, std::uint64_t seed = 1, std::size_t directories = 1);
   ~Fixture();
 
   void start();
@@ -99,12 +99,16 @@ class Fixture {
   Result<wire::ObjectInfo> put_object(const std::string& bucket, const std::string& key, const std::string& bytes);
 
   std::uint64_t connection = 1;              // that calls come by
+  DataGroup data_group = 1;                  // that chunks are put into
   std::shared_ptr<rt::SharedMemory> memory;  // that it shares
 
   sim::World world;
   sim::Node& node;
   sim::DiskImage& disk;
   sim::IndexImage& index;
+  std::vector<sim::DiskImage*> disks;  // of all directories; the first is `disk`
+  std::vector<sim::IndexImage*> indexes;
+  storage::PlantedBugs storage_bugs;
   Daemon::Options options;
   std::unique_ptr<rt::UnitPool> units;
   std::unique_ptr<TargetSet> targets;

@@ -57,6 +57,7 @@ struct MembershipBug {
   const char* name;
   const char* what;
   bool server::MembershipBugs::* flag;
+  const char* workload = "targets";
 };
 constexpr MembershipBug kMembershipBugs[] = {
     {"acknowledge_early", "a transaction is acknowledged when its first member has it",
@@ -64,6 +65,8 @@ constexpr MembershipBug kMembershipBugs[] = {
     {"acknowledge_before_map", "what a failed member lacks is acknowledged before the map says so",
      &server::MembershipBugs::acknowledge_before_map},
     {"start_alone", "any target may go on alone after a restart", &server::MembershipBugs::start_alone},
+    {"repair_unchecked", "a damaged copy is taken as the source of a repair", &server::MembershipBugs::repair_unchecked,
+     "scrub"},
 };
 
 }  // namespace
@@ -72,6 +75,7 @@ storage::PlantedBugs storage_bugs(const std::string& bug) {
   storage::PlantedBugs bugs;
   for (const auto& known : kStorageBugs)
     if (bug == known.name) bugs.*known.flag = true;
+  bugs.repair_unchecked = bug == "repair_unchecked";  // both who reads and who writes must look away
   return bugs;
 }
 
@@ -93,7 +97,7 @@ std::vector<BugName> planted_bugs() {
   std::vector<BugName> out;
   for (const auto& known : kStorageBugs) out.push_back({known.name, known.what, "storage"});
   for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, known.workload});
-  for (const auto& known : kMembershipBugs) out.push_back({known.name, known.what, "targets"});
+  for (const auto& known : kMembershipBugs) out.push_back({known.name, known.what, known.workload});
   return out;
 }
 

@@ -35,6 +35,7 @@ separate processes, and both must have the same trace.
 
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
                 retention: policies, removals, pins and garbage while readers hold steps open
+                scrub: objects whose copies rot, and scrubs that find and repair them
                 storage: one storage target, its chunks and records
                 directories: the checkpoint workload on several data directories, with copies across them
                 space: a disk and quotas that fill, again and again
@@ -58,6 +59,7 @@ struct Arguments {
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .directories = false, .trace = std::move(trace)};
   if (args.workload == "retention") return run_retention_workload(std::move(options));
+  if (args.workload == "scrub") return run_scrub_workload(std::move(options));
   if (args.workload == "space") return run_space_workload(std::move(options));
   if (args.workload == "storage") return run_storage_workload(std::move(options));
   if (args.workload == "targets") return run_targets_workload(std::move(options));
@@ -109,7 +111,8 @@ bool parse(int argc, char** argv, Arguments& out) {
     } else if (arg == "--workload") {
       out.workload = value();
       if (out.workload != "storage" && out.workload != "targets" && out.workload != "directories" &&
-          out.workload != "checkpoint" && out.workload != "retention" && out.workload != "space")
+          out.workload != "checkpoint" && out.workload != "retention" && out.workload != "space" &&
+          out.workload != "scrub")
         return false;
     } else if (arg == "--trace") {
       out.trace = true;

@@ -58,6 +58,11 @@ WorkloadResult run_retention_workload(WorkloadOptions options);
 /// failed or was removed leaves no chunk, no reservation and no byte.
 WorkloadResult run_space_workload(WorkloadOptions options);
 
+/// The scrub workload: objects on up to three directories, in one or several copies, whose bits rot; scrubs while
+/// others write, and while the daemon dies. What has a good copy of each block is whole everywhere afterwards; all that
+/// is not is told, with the right offsets, and nothing else is.
+WorkloadResult run_scrub_workload(WorkloadOptions options);
+
 struct BugName {
   std::string name;
   std::string what;

@@ -253,6 +253,20 @@ class Client {
   /// What became of an attempt (Save::attempt()): answers while the step lives, for failed attempts one hour.
   Result<AttemptStatus> status(std::string run, std::string attempt);
 
+  // Data directories, and looking after the copies that they hold.
+  Result<std::vector<TargetInfo>> targets();
+  /// Starts to look at every copy of these data directories (ids; none: all of the daemon), from the first on, and
+  /// returns the jobs that do it; one that somebody has asked for before and still runs is that one. What is damaged is
+  /// repaired where a good copy exists. `pace`: bytes a second of each directory, 0: no limit; absent: as the daemon is
+  /// configured. errors: kNotFound  no such directory;  kFailed  it has failed
+  Result<std::vector<JobInfo>> start_scrub(std::vector<std::string> targets = {},
+                                           std::optional<std::uint64_t> pace = {});
+  Result<std::vector<JobInfo>> jobs();
+  /// errors: kNotFound;  kConflict  not in a state for that;  kInvalid  a job that cannot be cancelled
+  Result<JobInfo> control_job(std::string id, JobAction action);
+  /// What is damaged in a directory, and what was repaired since its last scrub began.
+  Result<std::vector<DamageInfo>> damage(std::string target);
+
   /// Address and transport in use, for people.
   std::string description() const;
 

@@ -227,4 +227,49 @@ struct RestoreResult {
   std::uint64_t bytes_from_disk = 0;  // read by the daemon for it
 };
 
+/// A data directory of the store.
+struct TargetInfo {
+  std::string id{};
+  std::string directory{};
+  std::string node{};
+  bool out = false;  // failed or missing
+};
+
+/// Something that goes on in the background of the store, or the last of its kind: "scrub" looks at every copy of a
+/// data directory, "repair" mends what was found damaged there, "resync" brings one up that lacks something.
+enum class JobState { unknown, running, paused, done, cancelled, failed };
+struct JobInfo {
+  std::string id{};
+  JobState state = JobState::unknown;
+  std::string target{};  // id of the data directory
+  std::string directory{};
+  std::uint64_t chunks = 0, bytes = 0;              // looked at, or copied
+  std::uint64_t chunks_total = 0, bytes_total = 0;  // of about so many; 0: nobody knows
+  std::uint64_t damaged = 0;                        // chunks found damaged
+  std::uint64_t repaired = 0;
+  std::uint64_t left = 0;  // damaged chunks of the directory now, whoever found them
+  std::int64_t started_unix_nanos = 0, ended_unix_nanos = 0;
+  std::vector<std::string> errors{};  // what is wrong with the directory, other than chunks
+};
+enum class JobAction { pause, resume, cancel };
+
+/// A damaged or missing copy of one chunk.
+struct DamageInfo {
+  enum class Kind { unknown, object, step, open };  // open: of an upload or save that has not ended
+  std::string chunk{};
+  std::uint32_t chunk_bytes = 0;
+  std::vector<std::uint32_t>
+      offsets{};         // in the chunk, of the blocks of 64 KiB that are bad; none: all of it is missing
+  std::string reason{};  // of the first
+  bool repaired = false;
+  std::string unrepaired{};  // why it is not
+  std::int64_t found_unix_nanos = 0, repaired_unix_nanos = 0;
+  Kind kind = Kind::unknown;
+  std::string bucket{};
+  std::string name{};  // object key or run
+  std::uint64_t step = 0;
+  std::vector<std::string> parts{};  // of a step: names of the tensors and blobs that have bytes there
+  bool in_index = false;             // of a step: it holds a part of the step's index, or of a rank's
+};
+
 }  // namespace cairn
