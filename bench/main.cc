@@ -7,6 +7,7 @@
 #include "bench/checkpoint/checkpoint.h"
 #include "bench/open/open.h"
 #include "bench/plan/plan.h"
+#include "bench/tiny/tiny.h"
 
 namespace {
 
@@ -102,9 +103,30 @@ int main(int argc, char** argv) {
   open->add_option("--data", n.data, "folder for the store")->required();
   open->add_option("--daemon-flag", n.daemon_flags, "passed to the daemon; may be repeated")->allow_extra_args(false);
   open->add_flag("--json", n.json, "one JSON object instead of a table");
+
+  TinyOptions t;
+  t.daemon_program = o.daemon_program;
+  auto* tiny = app.add_subcommand("tiny", "Save and restore many tiny tensors beside large ones, and large ones only");
+  tiny->footer("Example: cairn-bench tiny --tensors 10000 --bytes 1GiB --ranks 4 --data /data/bench --json");
+  tiny->add_option("--tensors", t.tensors, "tensors of 1 to 64 KiB")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  tiny->add_option("--bytes", t.bytes, "of large tensors beside, together")->transform(CLI::AsSizeValue(false));
+  tiny->add_option("--ranks", t.ranks, "rank processes")->check(CLI::Range(1, 256))->capture_default_str();
+  tiny->add_option("--rounds", t.rounds, "measured rounds, after a first one that does not count")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  tiny->add_option("--data", t.data, "folder for a daemon of its own")->required();
+  tiny->add_option("--transport", t.transport, "auto, tcp, unix or shm")
+      ->check(CLI::IsMember({"auto", "tcp", "unix", "shm"}))
+      ->capture_default_str();
+  tiny->add_option("--daemon-flag", t.daemon_flags, "passed to the own daemon; may be repeated")
+      ->allow_extra_args(false);
+  tiny->add_flag("--json", t.json, "one JSON object instead of a table");
   CLI11_PARSE(app, argc, argv);
   if (plan->parsed()) return run_plan(p);
   if (open->parsed()) return run_open(n);
+  if (tiny->parsed()) return run_tiny(t);
 
   const auto usage = [](const std::string& what) {
     std::cerr << "cairn-bench checkpoint: " << what << "\n";

@@ -146,7 +146,7 @@ int run_open(const OpenOptions& options) {
   const auto chunks = daemon.metric("cairn_chunk_store_chunks");
 
   // By how the process before has ended.
-  std::map<std::string, std::vector<double>> ready, first;
+  std::map<std::string, std::vector<double>> ready, first, cpu;
   std::uint64_t rss = 0;
   std::string cold;
   for (std::uint32_t round = 0; round < 2 * options.rounds; ++round) {
@@ -162,7 +162,9 @@ int run_open(const OpenOptions& options) {
     const auto object = std::uint64_t{round} * 7919 % player.objects();
     if (auto read = rt::run(loop, player.read(daemon.address(), object)); !read) return fail_with(read.error().message);
     first[end].push_back(now_seconds() - begun);
-    rss = std::max(rss, use_of(daemon.pid()).rss_bytes_max);
+    const auto use = use_of(daemon.pid());
+    cpu[end].push_back(use.cpu_seconds);
+    rss = std::max(rss, use.rss_bytes_max);
   }
 
   nlohmann::ordered_json out;
@@ -172,6 +174,7 @@ int run_open(const OpenOptions& options) {
     out[fmt::format("ready_seconds_after_{}", end)] = median(ready[end]);
     out[fmt::format("first_byte_seconds_after_{}", end)] = median(first[end]);
     out[fmt::format("first_byte_seconds_after_{}_max", end)] = *std::ranges::max_element(first[end]);
+    out[fmt::format("cpu_seconds_server_after_{}", end)] = median(cpu[end]);
   }
   out["rss_bytes_max"] = rss;
   out["rounds"] = options.rounds;

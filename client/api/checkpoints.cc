@@ -109,15 +109,6 @@ Result<Restore> Run::restore(std::optional<std::uint64_t> step) {
 }
 
 // ---- Save ----
-// add_*() only note what to save, but on the loop's object: they run there.
-
-namespace {
-
-Task<void> done(Result<void> result) {
-  co_return result;
-}
-
-}  // namespace
 
 Result<void> Save::add_tensor(TensorShard shard, std::span<const std::byte> bytes) {
   format::ShardEntry entry;
@@ -126,20 +117,17 @@ Result<void> Save::add_tensor(TensorShard shard, std::span<const std::byte> byte
   entry.global_shape = shard.global_shape;
   entry.box = shard.box ? format::Box{shard.box->offset, shard.box->shape} : format::whole(shard.global_shape);
   if (shard.holder) entry.holder = format::Holder{shard.holder->index, shard.holder->count};
-  return impl_->client->call<void>(
-      [save = impl_, entry, bytes] { return done(save->attempt->add_tensor(entry, bytes)); });
+  return impl_->attempt->add_tensor(std::move(entry), bytes);
 }
 Result<void> Save::add_blob(std::string name, std::span<const std::byte> bytes) {
-  return impl_->client->call<void>([save = impl_, name, bytes] { return done(save->attempt->add_blob(name, bytes)); });
+  return impl_->attempt->add_blob(std::move(name), bytes);
 }
 Result<void> Save::add_token(std::string stream, std::span<const std::byte> bytes) {
   std::string copy(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  return impl_->client->call<void>(
-      [save = impl_, stream, copy] { return done(save->attempt->add_token(stream, copy)); });
+  return impl_->attempt->add_token(std::move(stream), std::move(copy));
 }
 Result<void> Save::add_meta(MetaItem item) {
-  return impl_->client->call<void>(
-      [save = impl_, item] { return done(save->attempt->add_meta({item.scope, item.key, item.value})); });
+  return impl_->attempt->add_meta({std::move(item.scope), std::move(item.key), std::move(item.value)});
 }
 
 Future<Save::Ticket> Save::stage_async() {

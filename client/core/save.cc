@@ -1,6 +1,7 @@
 #include "client/core/save.h"
 
 #include <algorithm>
+#include <mutex>
 
 #include "proto/common/checksum.h"
 #include "proto/wire/codec.h"
@@ -170,6 +171,7 @@ Result<void> SaveAttempt::add_tensor(format::ShardEntry entry, std::span<const s
   if (entry.holder && (entry.holder->count == 0 || entry.holder->index >= entry.holder->count))
     return fail(Errc::kInvalid, where + ": holder " + std::to_string(entry.holder->index) + " of " +
                                     std::to_string(entry.holder->count));
+  const std::lock_guard lock(adding_);
   if (staged_) return fail(Errc::kInvalid, where + ": added after stage()");
   if (!seen_.insert("t" + entry.tensor + '\0' + format::text(entry.box)).second)
     return fail(Errc::kInvalid, where + " box " + format::text(entry.box) + ": added twice by this rank");
@@ -187,6 +189,7 @@ Result<void> SaveAttempt::add_tensor(format::ShardEntry entry, std::span<const s
 
 Result<void> SaveAttempt::add_blob(std::string name, std::span<const std::byte> bytes) {
   CHECK_OK(check_free_name("blob", name));
+  const std::lock_guard lock(adding_);
   if (staged_) return fail(Errc::kInvalid, "blob '" + name + "': added after stage()");
   if (!seen_.insert("b" + name).second) return fail(Errc::kInvalid, "blob '" + name + "': added twice by this rank");
   items_.push_back({Item::Kind::kBlob, contents_.blobs.size(), bytes});
@@ -198,6 +201,7 @@ Result<void> SaveAttempt::add_blob(std::string name, std::span<const std::byte> 
 Result<void> SaveAttempt::add_token(std::string stream, std::string bytes) {
   CHECK_OK(check_free_name("stream", stream));
   if (bytes.size() > kTokenBytesMax) return fail(Errc::kInvalid, "token of stream '" + stream + "': over 16 KiB");
+  const std::lock_guard lock(adding_);
   if (staged_ || !seen_.insert("s" + stream).second)
     return fail(Errc::kInvalid, "token of stream '" + stream + "': added twice, or after stage()");
   contents_.tokens.push_back({std::move(stream), std::move(bytes)});
@@ -206,6 +210,7 @@ Result<void> SaveAttempt::add_token(std::string stream, std::string bytes) {
 
 Result<void> SaveAttempt::add_meta(format::MetaEntry entry) {
   CHECK_OK(check_free_name("scope", entry.scope));
+  const std::lock_guard lock(adding_);
   if (staged_) return fail(Errc::kInvalid, "metadata of '" + entry.scope + "': added after stage()");
   if (!seen_.insert("m" + entry.scope + '\0' + entry.key).second)
     return fail(Errc::kInvalid, "metadata '" + entry.key + "' of '" + entry.scope + "': added twice");
@@ -213,21 +218,35 @@ Result<void> SaveAttempt::add_meta(format::MetaEntry entry) {
   return {};
 }
 
-Task<void> SaveAttempt::copy_items() {
+/// With `last`, closes the list when it is copied to its end.
+Task<void> SaveAttempt::copy_items(bool last) {
   auto self = shared_from_this();
   std::uint64_t total = 0;
-  for (const auto& item : items_) total += item.bytes.size();
+  {
+    const std::lock_guard lock(adding_);
+    for (const auto& item : items_) total += item.bytes.size();
+  }
   if (!tuning_.wait_for_memory && total + arena_.unit_bytes() > arena_.free_bytes())
     co_return fail(Errc::kBusy, "stage: " + std::to_string(total) + " bytes do not fit into the arena now (" +
                                     std::to_string(arena_.free_bytes()) + " of " +
                                     std::to_string(arena_.total_bytes()) + " bytes free)");
   writer_->expect(total);
   // By index: more may be added while this waits for memory.
-  for (std::size_t i = 0; i < items_.size(); ++i) {
-    const Item item = items_[i];
+  for (std::size_t i = 0;; ++i) {
+    Item item;
+    {
+      const std::lock_guard lock(adding_);
+      if (i == items_.size()) {
+        items_.clear();
+        staged_ = last;
+        co_return {};
+      }
+      item = items_[i];
+    }
     auto appended = co_await writer_->append(item.bytes, ChunkWriter::Align::kSector);
     if (!appended) co_return fail(std::move(appended).error());
     bytes_ += item.bytes.size();
+    const std::lock_guard lock(adding_);
     if (item.kind == Item::Kind::kShard) {
       contents_.shards[item.entry].extents = std::move(appended->extents);
       contents_.shards[item.entry].crc = appended->crc;
@@ -236,15 +255,13 @@ Task<void> SaveAttempt::copy_items() {
       contents_.blobs[item.entry].crc = appended->crc;
     }
   }
-  items_.clear();
-  co_return {};
 }
 
 Task<void> SaveAttempt::stage(bool last) {
   auto self = shared_from_this();
   if (staged_) co_return fail(Errc::kInvalid, "stage: this save is staged already");
   if (!sealed_) {
-    auto copied = co_await copy_items();
+    auto copied = co_await copy_items(last);
     if (!copied) {
       if (copied.error().code == Errc::kBusy) co_return fail(std::move(copied).error());
       copied = co_await explain(std::move(copied).error());
@@ -259,7 +276,10 @@ Task<void> SaveAttempt::stage(bool last) {
     }
   }
   if (!last) co_return {};
-  staged_ = true;
+  {
+    const std::lock_guard lock(adding_);
+    staged_ = true;
+  }
   session_->background().spawn([](std::shared_ptr<SaveAttempt> attempt) -> Task<void> {
     auto done = co_await attempt->finish();
     attempt->writer_.reset();

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <span>
@@ -66,7 +67,8 @@ Task<AttemptReport> attempt_status(std::shared_ptr<Session> session, std::string
 
 /// This rank's part of one save attempt, from begin to commit.
 ///
-/// Threads:  the loop. Lifetime: the arena and the session outlive it; after stage(last) it lives in the session's
+/// Threads:  the loop, but for add_*(). Lifetime: the arena and the session outlive it; after stage(last) it lives in
+/// the session's
 ///           background until the outcome is known.
 /// source:   protocol.md 4; ARCHITECTURE.md, "A save"
 class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
@@ -74,7 +76,8 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   static Task<std::shared_ptr<SaveAttempt>> begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
                                                   SaveRequest request, SaveTuning tuning);
 
-  /// What to save; `bytes` stay valid and unchanged until the next stage() has ended.
+  /// What to save; `bytes` stay valid and unchanged until the next stage() has ended. From any thread: a model has
+  /// thousands of tensors, and a turn of the loop for each would cost more than copying a small one.
   /// shapes: bytes hold entry.box row-major (all of it, also with a holder)
   /// errors: kInvalid  names the tensor
   Result<void> add_tensor(format::ShardEntry entry, std::span<const std::byte> bytes);
@@ -104,7 +107,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
     std::span<const std::byte> bytes;
   };
   SaveAttempt(std::shared_ptr<Session> session, Arena& arena, OpenedRun run, SaveRequest request, SaveTuning tuning);
-  Task<void> copy_items();
+  Task<void> copy_items(bool last);
   Task<SaveOutcome> finish();
   Task<void> seal();
   Task<void> await_commit();
@@ -124,10 +127,12 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   SaveTuning tuning_;
   OwnerId owner_;
   std::unique_ptr<ChunkWriter> writer_;
+  std::mutex adding_;  // over the next four, until staged_ is set; that is only set on the loop
   format::Contents contents_;
   std::vector<Item> items_;  // added, not yet copied
   std::set<std::string> seen_;
-  bool staged_ = false, sealed_ = false;
+  bool staged_ = false;
+  bool sealed_ = false;
   std::uint64_t bytes_ = 0;
   std::optional<Result<SaveOutcome>> outcome_;
   rt::Signal changed_;  // sealed_ or outcome_

@@ -60,9 +60,37 @@ Result<void> Segments::add_live(const Location& location) {
     return fail(Errc::kDataLoss, segment_name(location.segment) + " has " + std::to_string((*segment)->size) +
                                      " bytes, the chunk ends at " +
                                      std::to_string(location.offset() + location.padded()));
-  (*segment)->loaded.push_back({location.sector, static_cast<std::uint32_t>(location.padded() / kSectorBytes)});
+  auto& loaded = (*segment)->loaded;
+  const auto sectors = static_cast<std::uint32_t>(location.padded() / kSectorBytes);
+  if (!loaded.empty() && loaded.back().end() == location.sector)
+    loaded.back().sectors += sectors;
+  else
+    loaded.push_back({location.sector, sectors});
+  // What a start holds of a segment grows with its holes, not with its chunks.
+  if (loaded.size() >= (*segment)->join_at) {
+    CHECK_OK(join(**segment));
+    (*segment)->join_at = std::max((*segment)->join_at, 2 * loaded.size());
+  }
   (*segment)->live += location.padded();
   live_ += location.padded();
+  return {};
+}
+
+/// Sorts the loaded ranges and makes one of those that touch.
+Result<void> Segments::join(Segment& segment) {
+  auto& ranges = segment.loaded;
+  std::ranges::sort(ranges, {}, &Segment::Range::sector);
+  std::size_t joined = 0;
+  for (const auto& range : ranges) {
+    if (joined > 0 && range.sector < ranges[joined - 1].end())
+      return fail(Errc::kDataLoss, segment_name(segment.id) + ": two chunks overlap at offset " +
+                                       std::to_string(range.sector * kSectorBytes));
+    if (joined > 0 && range.sector == ranges[joined - 1].end())
+      ranges[joined - 1].sectors += range.sectors;
+    else
+      ranges[joined++] = range;
+  }
+  ranges.resize(joined);
   return {};
 }
 
@@ -78,14 +106,12 @@ Task<void> Segments::settle() {
     active_ = std::move(last);
   }
   for (auto& [id, segment] : segments_) {
-    auto ranges = std::exchange(segment->loaded, {});
-    std::ranges::sort(ranges, {}, &Segment::Range::sector);
+    CO_CHECK_OK(join(*segment));
+    const auto ranges = std::exchange(segment->loaded, {});
     std::vector<Extent> gaps;
     std::uint64_t at = 0;
-    for (auto& range : ranges) {
+    for (const auto& range : ranges) {
       const auto begin = range.sector * kSectorBytes;
-      if (begin < at)
-        co_return fail(Errc::kDataLoss, segment_name(id) + ": two chunks overlap at offset " + std::to_string(begin));
       if (begin > at) gaps.push_back({segment, at, begin - at});
       at = begin + range.sectors * kSectorBytes;
     }

@@ -33,11 +33,13 @@ struct Segment {
 
   struct Range {
     std::uint32_t sector, sectors;
+    std::uint32_t end() const { return sector + sectors; }
   };
   std::vector<Range> kept;       // ranges that nobody has any more, still allocated
   std::uint64_t kept_bytes = 0;  // of them
   // While the store is being opened:
-  std::vector<Range> loaded;    // live ranges
+  std::vector<Range> loaded;    // live ranges; neighbours are one
+  std::size_t join_at = 4096;   // of them: then they are sorted and joined
   std::uint64_t allocated = 0;  // bytes of the disk
 
   bool dead() const { return !appending && live == 0 && reserved == 0; }
@@ -131,6 +133,7 @@ class Segments {
   Task<void> refresh_space();
   void retire(std::shared_ptr<Segment> segment);
   void retire_if_dead();
+  static Result<void> join(Segment& segment);
   void discard(Extent extent, std::optional<ChunkId> id);
   void unpin(const ChunkId& id);
   static Task<void> clean(Segments& self);
