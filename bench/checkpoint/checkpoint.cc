@@ -33,6 +33,7 @@ enum Phase : std::uint32_t {
   kCheckAll
 };
 constexpr char kRun[] = "bench/checkpoint";
+constexpr char kReadBytes[] = "cairn_chunk_store_read_bytes_total";
 
 std::span<std::byte> touched_memory(std::uint64_t bytes) {
   bytes = std::max<std::uint64_t>((bytes + 4095) / 4096 * 4096, 4096);
@@ -397,6 +398,7 @@ int run_checkpoint(const CheckpointOptions& options) {
     if (restores) {
       if (auto failed = cold(); !failed.empty()) return fail_with(failed);
       before = own ? use_of(daemon.pid()) : ProcessUse{};
+      const auto read_before = own ? daemon.metric(kReadBytes) : std::nullopt;
       restore = phase(kRestore, step);
       if (!restore.failed.empty()) return fail_with("restore: " + restore.failed);
       if (own)
@@ -405,7 +407,10 @@ int run_checkpoint(const CheckpointOptions& options) {
       figures.add("restore_seconds", round, restore.seconds);
       figures.add("bytes_wanted", round, static_cast<double>(restore.wanted));
       figures.add("bytes_moved", round, static_cast<double>(restore.moved));
-      figures.add("bytes_from_disk", round, static_cast<double>(restore.from_disk));
+      // What the disk gave, index and all; of a daemon that is not ours, what it says that it read for the tensors.
+      const auto read_after = read_before ? daemon.metric(kReadBytes) : std::nullopt;
+      figures.add("bytes_from_disk", round,
+                  read_after ? *read_after - *read_before : static_cast<double>(restore.from_disk));
       const auto check = phase(round == 0 ? kCheckAll : kCheck, 0);
       if (check.wrong > 0) return fail_with(fmt::format("restore: {} bytes are wrong", check.wrong));
     }

@@ -1,22 +1,30 @@
 #include "client/core/reader.h"
 
 #include <algorithm>
+#include <cstring>
 
+#include "client/core/scatter.h"
 #include "client/core/shared_reader.h"
 #include "proto/common/checksum.h"
 #include "proto/common/units.h"
 #include "proto/wire/codec.h"
+#include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
 
 namespace cairn::client {
 namespace {
 
-/// Places the reply's bytes by the request's scatter list and checks their CRCs where they lie.
+/// Shorter ones are not worth a place each: the network's side would be handed one piece of memory a row.
+constexpr std::uint64_t kRunBytesMin = 1 * kKiB;
+
+/// Places the reply's bytes by the request's scatter list and checks their CRCs where they lie. Short runs are checked
+/// in a buffer of its own and copied.
 class ScatterSink : public rpc::Sink {
  public:
+  /// `moved` counts the bytes of all frames, of other tries too.
   ScatterSink(const format::ReadRequest& request, const std::vector<std::span<std::byte>>& destinations,
-              std::uint64_t& received)
-      : request_(request), destinations_(destinations), received_(received) {
+              std::uint64_t& received, std::uint64_t& moved)
+      : request_(request), received_(received), moved_(moved), next_(request, destinations) {
     received_ = 0;
   }
 
@@ -31,19 +39,23 @@ class ScatterSink : public rpc::Sink {
     if (static_cast<std::uint64_t>(header.crcs_size()) != round_up(payload_bytes, kBlockBytes) / kBlockBytes)
       return fail(Errc::kProtocol, "reply data with " + std::to_string(header.crcs_size()) + " checksums for " +
                                        std::to_string(payload_bytes) + " bytes");
-    placed_.clear();
-    for (std::uint64_t left = payload_bytes; left > 0;) {
-      const auto& to = request_.scatter[next_];
-      const auto size = std::min<std::uint64_t>(left, to.length - in_scatter_);
-      placed_.push_back(destinations_[to.want].subspan(to.offset + in_scatter_, size));
-      left -= size;
-      in_scatter_ += size;
-      if (in_scatter_ == to.length) {
-        ++next_;
-        in_scatter_ = 0;
-      }
-    }
     received_ += payload_bytes;
+    moved_ += wire::FrameHeader::kBytes + message.size() + payload_bytes;
+    placed_.clear();
+    copies_ = false;
+    auto at = next_;
+    const auto runs_max = payload_bytes / kRunBytesMin + 16;
+    for (std::uint64_t left = payload_bytes; left > 0 && !copies_;) {
+      placed_.push_back(at.take(left));
+      left -= placed_.back().size();
+      copies_ = placed_.size() > runs_max;
+    }
+    if (copies_) {
+      buffer_.resize(payload_bytes);
+      placed_.assign(1, buffer_);
+    } else {
+      next_ = at;
+    }
     return placed_;
   }
 
@@ -70,21 +82,29 @@ class ScatterSink : public rpc::Sink {
         if (in_block == kBlockBytes) CHECK_OK(check());
       }
     if (in_block > 0) CHECK_OK(check());
+    if (copies_)
+      for (auto rest = std::span<const std::byte>(buffer_); !rest.empty();) {
+        const auto to = next_.take(rest.size());
+        std::memcpy(to.data(), rest.data(), to.size());
+        rest = rest.subspan(to.size());
+      }
     return {};
   }
 
  private:
   const format::ReadRequest& request_;
-  const std::vector<std::span<std::byte>>& destinations_;
   std::uint64_t& received_;
-  std::size_t next_ = 0;          // in scatter
-  std::uint64_t in_scatter_ = 0;  // bytes of it that are placed
+  std::uint64_t& moved_;
+  ScatterCursor next_;  // where the next frame's bytes go
   std::vector<std::span<std::byte>> placed_;
+  bool copies_ = false;  // the frame is in the buffer, not yet where it belongs
+  std::vector<std::byte> buffer_;
 };
 
 Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest* request,
                     const std::vector<std::span<std::byte>>* destinations, rt::Semaphore* in_flight,
-                    rt::Duration timeout, ReadStats* stats, const std::function<void(std::uint64_t)>* progress) {
+                    rt::Duration timeout, bool fresh, ReadStats* stats,
+                    const std::function<void(std::uint64_t)>* progress) {
   CO_TRY(auto turn, co_await in_flight->acquire(1));
   const auto deadline = session->runtime().loop.now() + timeout;
   if (fits_shared(*session, *request)) {
@@ -97,17 +117,30 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
     // Whatever it was: the way below finds out, and tells.
   }
   wire::ReadRanges read;
+  read.set_fresh(fresh);
   for (const auto& chunk : request->chunks) {
     auto* to = read.add_chunks();
     wire::to_wire(chunk.id, *to->mutable_id());
     to->mutable_offsets()->Add(chunk.offsets.begin(), chunk.offsets.end());
     to->mutable_lengths()->Add(chunk.lengths.begin(), chunk.lengths.end());
+    for (const auto& runs : chunk.strided) {
+      auto* strided = to->add_strided();
+      strided->set_offset(static_cast<std::uint32_t>(runs.offset));
+      strided->set_length(static_cast<std::uint32_t>(runs.length));
+      for (const auto& step : runs.steps) {
+        strided->add_counts(static_cast<std::uint32_t>(step.count));
+        strided->add_strides(static_cast<std::uint32_t>(step.stride));
+      }
+    }
   }
-  std::uint64_t received = 0;
-  auto new_sink = [request, destinations, &received]() -> std::unique_ptr<rpc::Sink> {
-    return std::make_unique<ScatterSink>(*request, *destinations, received);
+  auto message = wire::encode(read);
+  std::uint64_t received = 0, moved = 0;
+  auto new_sink = [request, destinations, &received, &moved,
+                   request_bytes = wire::FrameHeader::kBytes + message.size()]() -> std::unique_ptr<rpc::Sink> {
+    moved += request_bytes;
+    return std::make_unique<ScatterSink>(*request, *destinations, received, moved);
   };
-  auto sent = co_await session->read_ranges(request->group, wire::encode(read), std::move(new_sink), deadline);
+  auto sent = co_await session->read_ranges(request->group, std::move(message), std::move(new_sink), deadline);
   if (!sent) {
     auto error = std::move(sent).error();
     if (error.code == Errc::kUnknown) error.code = Errc::kUnavailable;  // a read changes nothing
@@ -119,7 +152,7 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
   wire::ReadReply reply;
   CO_CHECK_OK(wire::decode(sent->message, reply, "read reply"));
   stats->bytes_wanted += request->bytes;
-  stats->bytes_moved += received;
+  stats->bytes_moved += moved + wire::FrameHeader::kBytes + sent->message.size();
   stats->bytes_from_disk += reply.bytes_from_disk();
   if (*progress) (*progress)(request->bytes);
   co_return {};
@@ -129,19 +162,19 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
 
 Task<ReadStats> read_all(std::shared_ptr<Session> session, std::vector<format::ReadRequest> requests,
                          std::vector<std::span<std::byte>> destinations, std::uint32_t in_flight, rt::Duration timeout,
-                         std::function<void(std::uint64_t)> progress) {
+                         std::function<void(std::uint64_t)> progress, bool fresh) {
   ReadStats stats;
   auto& loop = session->runtime().loop;
   rt::Semaphore turns(loop, std::max(1u, in_flight));
   std::vector<Task<void>> reads;
   for (const auto& request : requests)
-    reads.push_back(read_one(session, &request, &destinations, &turns, timeout, &stats, &progress));
+    reads.push_back(read_one(session, &request, &destinations, &turns, timeout, fresh, &stats, &progress));
   CO_CHECK_OK(co_await rt::all(loop, std::move(reads)));
   co_return stats;
 }
 
 Task<ReadStats> read_extents(std::shared_ptr<Session> session, std::vector<format::Extent> extents,
-                             std::span<std::byte> out, rt::Duration timeout) {
+                             std::span<std::byte> out, rt::Duration timeout, bool fresh) {
   // One request per group and 32 MiB; the scatter list keeps the order of `out`.
   constexpr std::uint64_t kRequestBytesMax = 32 * kMiB;
   constexpr std::size_t kRequestChunksMax = 1024;
@@ -152,14 +185,14 @@ Task<ReadStats> read_extents(std::shared_ptr<Session> session, std::vector<forma
         requests.back().chunks.size() >= kRequestChunksMax)
       requests.push_back({.group = e.group, .chunks = {}, .scatter = {}, .bytes = 0});
     auto& request = requests.back();
-    request.chunks.push_back({e.chunk, {e.offset}, {e.length}});
-    request.scatter.push_back({e.length, 0, at});
+    request.chunks.push_back({.id = e.chunk, .offsets = {e.offset}, .lengths = {e.length}});
+    request.scatter.push_back({.want = 0, .to = {.offset = at, .length = e.length}});
     request.bytes += e.length;
     at += e.length;
   }
   assert(at == out.size());
   std::vector<std::span<std::byte>> destinations{out};
-  co_return co_await read_all(session, std::move(requests), std::move(destinations), 4, timeout);
+  co_return co_await read_all(session, std::move(requests), std::move(destinations), 4, timeout, {}, fresh);
 }
 
 }  // namespace cairn::client

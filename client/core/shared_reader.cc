@@ -5,9 +5,11 @@
 #include <cstring>
 #include <mutex>
 
+#include "client/core/scatter.h"
 #include "proto/common/checksum.h"
 #include "proto/common/units.h"
 #include "proto/wire/codec.h"
+#include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
 
 namespace cairn::client {
@@ -15,11 +17,10 @@ namespace {
 
 constexpr std::size_t kPiecesPerCall = 4;
 
-/// Bytes of a chunk that somebody wants, and where the request's scatter list stands at their first one.
+/// Bytes of a chunk that somebody wants, and where they go.
 struct Part {
   std::uint32_t offset = 0, length = 0;  // in the chunk
-  std::size_t scatter = 0;
-  std::uint64_t in_scatter = 0;
+  ScatterCursor to;
   std::uint32_t end() const { return offset + length; }
 };
 
@@ -30,35 +31,36 @@ struct Piece {
   std::vector<Part> parts;           // rising, apart from each other
 };
 
-std::vector<Piece> pieces_of(const format::ReadRequest& request, std::uint32_t unit_bytes) {
+/// Adds the next bytes of the request, [at, at + left) of a chunk.
+void add_range(std::vector<Piece>& pieces, const ChunkId& id, std::uint32_t at, std::uint32_t left,
+               std::uint32_t unit_bytes, ScatterCursor& to) {
+  while (left > 0) {
+    const auto size = std::min<std::uint32_t>(left, unit_bytes - at % unit_bytes);
+    const auto begin = static_cast<std::uint32_t>(round_down(at, kBlockBytes));
+    // Bytes that are wanted twice are read twice: the parts of a piece do not overlap.
+    const bool same = !pieces.empty() && pieces.back().id == id &&
+                      pieces.back().begin / unit_bytes == at / unit_bytes && pieces.back().parts.back().end() <= at;
+    if (!same) pieces.push_back({.id = id, .begin = begin, .end = begin, .parts = {}});
+    auto& piece = pieces.back();
+    piece.end = std::max(piece.end, static_cast<std::uint32_t>(round_up(std::uint64_t{at} + size, kBlockBytes)));
+    piece.parts.push_back({.offset = at, .length = size, .to = to});
+    to.skip(size);
+    at += size;
+    left -= size;
+  }
+}
+
+std::vector<Piece> pieces_of(const format::ReadRequest& request, const std::vector<std::span<std::byte>>& destinations,
+                             std::uint32_t unit_bytes) {
   std::vector<Piece> pieces;
-  std::size_t scatter = 0;
-  std::uint64_t in_scatter = 0;
+  ScatterCursor to(request, destinations);
   for (const auto& chunk : request.chunks) {
-    for (std::size_t i = 0; i < chunk.offsets.size(); ++i) {
-      for (auto at = chunk.offsets[i], left = chunk.lengths[i]; left > 0;) {
-        const auto size = std::min<std::uint32_t>(left, unit_bytes - at % unit_bytes);
-        const auto begin = static_cast<std::uint32_t>(round_down(at, kBlockBytes));
-        // Bytes that are wanted twice are read twice: the parts of a piece do not overlap.
-        const bool same = !pieces.empty() && pieces.back().id == chunk.id &&
-                          pieces.back().begin / unit_bytes == at / unit_bytes && pieces.back().parts.back().end() <= at;
-        if (!same) pieces.push_back({.id = chunk.id, .begin = begin, .end = begin, .parts = {}});
-        auto& piece = pieces.back();
-        piece.end = std::max(piece.end, static_cast<std::uint32_t>(round_up(std::uint64_t{at} + size, kBlockBytes)));
-        piece.parts.push_back({at, size, scatter, in_scatter});
-        at += size;
-        left -= size;
-        for (std::uint64_t step = size; step > 0;) {
-          const auto here = std::min<std::uint64_t>(step, request.scatter[scatter].length - in_scatter);
-          step -= here;
-          in_scatter += here;
-          if (in_scatter == request.scatter[scatter].length) {
-            ++scatter;
-            in_scatter = 0;
-          }
-        }
-      }
-    }
+    for (std::size_t i = 0; i < chunk.offsets.size(); ++i)
+      add_range(pieces, chunk.id, chunk.offsets[i], chunk.lengths[i], unit_bytes, to);
+    for (const auto& strided : chunk.strided)
+      for (format::RunCursor run(strided); !run.done(); run.take(run.left()))
+        add_range(pieces, chunk.id, static_cast<std::uint32_t>(run.at()), static_cast<std::uint32_t>(run.left()),
+                  unit_bytes, to);
   }
   return pieces;
 }
@@ -95,9 +97,7 @@ struct Gatekeeper {
 /// The pieces of one call: verified and put where they belong, away from the loop.
 struct Placing {
   std::shared_ptr<Gate> gate;
-  const format::ReadRequest* request = nullptr;  // these two are looked at inside the gate only
-  const std::vector<std::span<std::byte>>* destinations = nullptr;
-  std::vector<Piece> pieces;
+  std::vector<Piece> pieces;             // the request and the destinations behind their cursors: inside the gate only
   std::vector<rt::MutableBuffer> units;  // as many
   wire::ReadSharedReply reply;
   std::optional<Error> failure;
@@ -162,15 +162,12 @@ struct Placing {
   /// Calls with each run of the part's bytes [skip, skip + size) in the destinations.
   template <class Call>
   void each(const Part& part, std::uint64_t skip, std::uint64_t size, Call call) const {
-    auto at = part.scatter;
-    auto in = part.in_scatter + skip;
-    while (in >= request->scatter[at].length) in -= request->scatter[at++].length;
+    auto to = part.to;
+    to.skip(skip);
     while (size > 0) {
-      const auto& to = request->scatter[at++];
-      const auto n = std::min<std::uint64_t>(size, to.length - in);
-      call((*destinations)[to.want].data() + to.offset + in, n);
-      in = 0;
-      size -= n;
+      const auto run = to.take(size);
+      call(run.data(), run.size());
+      size -= run.size();
     }
   }
 };
@@ -188,7 +185,10 @@ Task<void> read_pieces(std::shared_ptr<Session> session, DataGroup group, std::s
     to.set_length(piece.end - piece.begin);
     to.set_to(*place);
   }
-  CO_TRY(const auto reply, co_await session->read_shared(group, wire::encode(read), deadline));
+  auto message = wire::encode(read);
+  stats->bytes_moved += 2 * wire::FrameHeader::kBytes + message.size();
+  CO_TRY(const auto reply, co_await session->read_shared(group, std::move(message), deadline));
+  stats->bytes_moved += reply.size();
   CO_CHECK_OK(wire::decode(reply, placing->reply, "read into shared memory"));
   if (static_cast<std::size_t>(placing->reply.pieces_size()) != placing->pieces.size())
     co_return fail(Errc::kProtocol, "read into shared memory: an answer for " +
@@ -208,6 +208,7 @@ Task<void> read_pieces(std::shared_ptr<Session> session, DataGroup group, std::s
   runtime.offload.submit([placing] { placing->run(); }, [placing, setter = placed.setter()] { setter.set(true); });
   co_await placed;
   if (placing->failure) co_return fail(*placing->failure);
+  for (const auto& piece : placing->reply.pieces()) stats->bytes_moved += piece.length();
   stats->bytes_from_disk += placing->reply.bytes_from_disk();
   co_return {};
 }
@@ -216,8 +217,14 @@ Task<void> read_pieces(std::shared_ptr<Session> session, DataGroup group, std::s
 
 bool fits_shared(const Session& session, const format::ReadRequest& request) {
   if (session.window() == nullptr) return false;
+  // The blocks at both ends of a strided run are wanted by other ranks too, and here nobody shares them: only long
+  // ones.
+  constexpr std::uint64_t kStridedFactor = 4;
   std::uint64_t ranges = 0;
-  for (const auto& chunk : request.chunks) ranges += chunk.offsets.size();
+  for (const auto& chunk : request.chunks) {
+    ranges += chunk.offsets.size();
+    for (const auto& strided : chunk.strided) ranges += kStridedFactor * strided.runs();
+  }
   return request.bytes >= ranges * session.shared_range_bytes_min();
 }
 
@@ -228,16 +235,14 @@ Task<ReadStats> read_shared(std::shared_ptr<Session> session, const format::Read
   const auto unit_bytes = session->unit_bytes();
   if (window == nullptr || unit_bytes > window->unit_bytes() || unit_bytes % kBlockBytes != 0)
     co_return fail(Errc::kUnavailable, "no memory is shared");
-  ReadStats stats{.bytes_wanted = request->bytes, .bytes_moved = request->bytes, .bytes_from_disk = 0};
-  auto pieces = pieces_of(*request, unit_bytes);
+  ReadStats stats{.bytes_wanted = request->bytes, .bytes_moved = 0, .bytes_from_disk = 0};
+  auto pieces = pieces_of(*request, *destinations, unit_bytes);
   std::optional<Error> failure;
   const Gatekeeper keeper;
   rt::Scope calls(loop);
   for (std::size_t next = 0; next < pieces.size() && !failure;) {
     auto placing = std::make_shared<Placing>();
     placing->gate = keeper.gate;
-    placing->request = request;
-    placing->destinations = destinations;
     CO_TRY(auto unit, co_await window->acquire());
     // One that is waited for, and what else is free: nobody waits for units while holding some.
     for (std::optional<rt::MutableBuffer> free = std::move(unit); free; free = window->try_acquire()) {

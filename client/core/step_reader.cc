@@ -220,7 +220,7 @@ Task<ReadStats> StepReader::verify_extents(std::vector<format::Extent> extents, 
     if (batch_bytes > 0 && (i == extents.size() || batch_bytes + extents[i].length > kVerifySliceBytes)) {
       slice.resize(batch_bytes);
       CO_CHECK_OK(check_protected());
-      auto read = co_await read_extents(session_, std::exchange(batch, {}), writable(slice), timeout_);
+      auto read = co_await read_extents(session_, std::exchange(batch, {}), writable(slice), timeout_, true);
       if (!read) co_return fail(explain(std::move(read).error()).with(what));
       stats += *read;
       found = crc32c(slice, found);

@@ -15,6 +15,11 @@ struct UnitPool::State {
   std::span<std::byte> slab;
   Semaphore free_count;  // who may take from free_units
   std::vector<std::size_t> free_units;
+  std::function<void()> give_back;
+
+  void look_for_units() const {
+    if (free_count.available() == 0 && give_back) give_back();
+  }
 };
 
 namespace {
@@ -60,14 +65,20 @@ std::unique_ptr<UnitPool> UnitPool::over(Loop& loop, std::shared_ptr<void> owner
 
 Task<MutableBuffer> UnitPool::acquire() {
   auto state = state_;
+  state->look_for_units();
   CO_TRY(auto lease, co_await state->free_count.acquire(1));
   co_return take(std::move(state), std::move(lease));
 }
 
 std::optional<MutableBuffer> UnitPool::try_acquire() {
+  state_->look_for_units();
   auto lease = state_->free_count.try_acquire(1);
   if (!lease) return std::nullopt;
   return take(state_, std::move(*lease));
+}
+
+void UnitPool::on_shortage(std::function<void()> give_back) {
+  state_->give_back = std::move(give_back);
 }
 
 std::size_t UnitPool::unit_bytes() const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -39,6 +40,9 @@ class UnitPool {
 
   /// Waits, first come first served.
   Task<MutableBuffer> acquire();
+  /// `give_back` is called when somebody asks for a unit and none is free: whoever holds units that he can do without
+  /// releases one, or more. One at most; empty: none.
+  void on_shortage(std::function<void()> give_back);
   std::optional<MutableBuffer> try_acquire();
   std::size_t unit_bytes() const;
   std::size_t units() const;

@@ -192,6 +192,12 @@ Task<Buffer> Chunks::read(DataGroup group, ChunkId id, std::uint32_t offset, std
   return from_any<Buffer>(group, id, [=](storage::ChunkStore& chunks) { return chunks.read(id, offset, size); });
 }
 
+Task<std::uint32_t> Chunks::read_into(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                      rt::MutableBuffer into) {
+  return from_any<std::uint32_t>(group, id,
+                                 [=](storage::ChunkStore& chunks) { return chunks.read_into(id, offset, size, into); });
+}
+
 Task<storage::ChunkStore::Raw> Chunks::read_raw(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
                                                 rt::MutableBuffer into) {
   return from_any<storage::ChunkStore::Raw>(

@@ -1,6 +1,7 @@
 #include "server/daemon/chunk_service.h"
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <optional>
 #include <utility>
@@ -59,14 +60,20 @@ Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call,
 
 }  // namespace
 
-ChunkService::ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
+// Of the memory readers have three quarters, which may be given back in a moment or not: a quarter is read straight
+// into, one put together in frames, and one shared, which gives way. So readers who do not read cannot keep writers
+// from being received. Nobody waits for memory that is read into while he has some of another kind.
+ChunkService::ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, rt::UnitPool& units,
                            Options options)
     : runtime_(runtime),
       chunks_(chunks),
       owners_(owners),
       usage_(usage),
+      units_(units),
       options_(options),
-      reads_(runtime.loop, std::max<std::size_t>(reads_max, 1)) {
+      reads_(runtime.loop, std::max<std::size_t>(units.units() / 4, 1)),
+      frames_(runtime.loop, std::max<std::size_t>(units.units() / 4, 1)),
+      shared_(runtime, chunks, units, options.shared) {
   if (options_.frame_bytes == 0) options_.frame_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
 }
 
@@ -112,35 +119,49 @@ struct ChunkService::Ahead {
   PieceRead piece;
   rt::Semaphore::Lease lease;
   rt::OneShot<Result<Buffer>> done;
+  bool shared = false;  // its blocks come from those that readers share
 };
 
-/// The data frame being put together.
-struct ChunkService::Frame {
-  std::vector<Buffer> payload;
-  std::string copied;  // the tail of the payload, not yet in it
-  std::uint32_t size = 0;
-  std::uint64_t sent = 0;  // bytes of the frames before
+/// The data frame being put together: bytes that are copied into a unit of its own, and others as they lie.
+class ChunkService::Frame {
+ public:
+  explicit Frame(ChunkService& service) : service_(service) {}
 
-  void add(const Buffer& bytes) {
-    size += static_cast<std::uint32_t>(bytes.size());
-    if (bytes.size() < kCopyBelow) {
-      copied += bytes.text();
-      return;
-    }
-    end_copy();
-    payload.push_back(bytes);
+  std::uint32_t room() const { return service_.options_.frame_bytes - size_; }
+  /// There is memory to copy into.
+  bool open() const { return unit_ != nullptr && filled_ < unit_->memory.bytes.size(); }
+  std::uint32_t copy_room() const {
+    return open() ? static_cast<std::uint32_t>(std::min<std::size_t>(room(), unit_->memory.bytes.size() - filled_)) : 0;
   }
-  void end_copy() {
-    if (!copied.empty()) payload.push_back(Buffer::from(std::exchange(copied, {})));
+  /// Waits for that, and for the peer when the frame is full.
+  Task<void> make_copy_room(rpc::ServerCall& call) {
+    if (room() == 0 || (unit_ && !open())) CO_CHECK_OK(co_await send(call));
+    if (unit_) co_return {};
+    CO_TRY(auto lease, co_await service_.frames_.acquire(1));
+    CO_TRY(auto memory, co_await service_.units_.acquire());
+    unit_ = std::make_shared<Unit>(Unit{std::move(memory), std::move(lease)});
+    filled_ = copied_ = 0;
+    co_return {};
+  }
+  void copy(std::span<const std::byte> bytes) {
+    std::memcpy(unit_->memory.bytes.data() + filled_, bytes.data(), bytes.size());
+    filled_ += bytes.size();
+    size_ += static_cast<std::uint32_t>(bytes.size());
+  }
+  void add(Buffer bytes) {
+    end_copy();
+    size_ += static_cast<std::uint32_t>(bytes.size());
+    payload_.push_back(std::move(bytes));
   }
   Task<void> send(rpc::ServerCall& call) {
-    if (size == 0) co_return {};
+    if (size_ == 0) co_return {};
     end_copy();
+    unit_.reset();
     wire::DataHeader header;
-    header.set_offset(static_cast<std::uint32_t>(sent));  // modulo 2^32
+    header.set_offset(static_cast<std::uint32_t>(sent_));  // modulo 2^32
     std::uint32_t crc = 0;
     std::size_t in_block = 0;
-    for (const auto& piece : payload) {
+    for (const auto& piece : payload_) {
       for (auto rest = piece.bytes(); !rest.empty();) {
         const auto part = rest.first(std::min<std::size_t>(rest.size(), kBlockBytes - in_block));
         crc = crc32c(part, crc);
@@ -154,9 +175,28 @@ struct ChunkService::Frame {
       }
     }
     if (in_block > 0) header.add_crcs(crc);
-    sent += std::exchange(size, 0);
-    co_return co_await call.send_data(wire::encode(header), std::exchange(payload, {}));
+    sent_ += std::exchange(size_, 0);
+    co_return co_await call.send_data(wire::encode(header), std::exchange(payload_, {}));
   }
+
+ private:
+  /// The lease goes back together with the memory that it stands for.
+  struct Unit {
+    rt::MutableBuffer memory;
+    rt::Semaphore::Lease lease;
+  };
+  void end_copy() {
+    if (filled_ == copied_ || !unit_) return;
+    payload_.emplace_back(unit_, unit_->memory.bytes.subspan(copied_, filled_ - copied_));
+    copied_ = filled_;
+  }
+
+  ChunkService& service_;
+  std::vector<Buffer> payload_;
+  std::shared_ptr<Unit> unit_;
+  std::size_t filled_ = 0, copied_ = 0;  // of the unit; what is between them is not yet in the payload
+  std::uint32_t size_ = 0;
+  std::uint64_t sent_ = 0;  // bytes of the frames before
 };
 
 Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahead) {
@@ -218,39 +258,98 @@ Task<wire::ReadSharedReply> ChunkService::read_shared(std::shared_ptr<rpc::Serve
   co_return std::move(reply);
 }
 
+Task<void> ChunkService::add_shared(std::shared_ptr<rpc::ServerCall> call, Frame& frame,
+                                    std::shared_ptr<SharedBlocks::Reader> reader, DataGroup group,
+                                    const PieceRead& piece) {
+  const SharedBlocks::Key key{piece.id, piece.piece};
+  const auto base = std::uint64_t{piece.piece} * chunks_.unit_bytes();
+  for (PartWalk walk(piece); !walk.done();) {
+    if (shared_.crowded(*reader, key)) {
+      // Those it will wait for may wait for the memory of a frame. What comes of it is asked for again below.
+      CO_CHECK_OK(co_await frame.send(*call));
+      (void)co_await shared_.get(reader, group, key, piece.blocks);
+    }
+    if (frame.copy_room() == 0) CO_CHECK_OK(co_await frame.make_copy_room(*call));
+    auto got = co_await shared_.get(reader, group, key, piece.blocks);
+    if (!got && got.error().code == Errc::kNotFound) {
+      auto why = co_await absent(piece.id, std::move(got).error().message);
+      co_return fail(std::move(why).error());
+    }
+    if (!got) co_return fail(std::move(got).error());
+    if (piece.end > got->chunk_length)
+      co_return fail(Errc::kInvalid, "chunk " + piece.id.text() + ": bytes up to " + std::to_string(piece.end) +
+                                         " of " + std::to_string(got->chunk_length));
+    // From here to the next turn of the loop nothing waits while the blocks are held.
+    while (!walk.done() && frame.copy_room() > 0) {
+      const auto size = std::min(walk.left(), frame.copy_room());
+      frame.copy(got->piece.bytes().subspan(walk.at() - base, size));
+      walk.take(size);
+    }
+  }
+  shared_.done_with(*reader, key, piece.blocks);
+  co_await runtime_.loop.sleep({});
+  co_return {};
+}
+
+Task<void> ChunkService::add_read(std::shared_ptr<rpc::ServerCall> call, Frame& frame, std::shared_ptr<Ahead> read) {
+  CO_TRY(const auto bytes, co_await read->done);
+  for (PartWalk walk(read->piece); !walk.done();) {
+    if (frame.room() == 0) CO_CHECK_OK(co_await frame.send(*call));
+    auto size = std::min(walk.left(), frame.room());
+    const auto at = walk.at() - read->piece.begin;
+    if (walk.left() >= kCopyBelow) {
+      frame.add(bytes.slice(at, size));
+    } else {
+      if (frame.copy_room() == 0) CO_CHECK_OK(co_await frame.make_copy_room(*call));
+      size = std::min(size, frame.copy_room());
+      frame.copy(bytes.bytes().subspan(at, size));
+    }
+    walk.take(size);
+  }
+  co_return {};
+}
+
 Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, wire::ReadRanges request) {
   CO_TRY(auto plan, ReadPlan::make(request, static_cast<std::uint32_t>(chunks_.unit_bytes()), options_.read));
   wire::ReadReply reply;
   reply.set_bytes(plan.bytes());
-  Frame frame;
+  const auto group = request.stamp().group();
+  const auto reader =
+      shared_.reader(request.fresh() ? std::vector<SharedBlocks::Key>() : plan.partly_wanted(options_.expected_max));
+  Frame frame(*this);
+  std::uint64_t from_disk = 0;
   std::deque<std::shared_ptr<Ahead>> ahead;
   rt::Scope reads(runtime_.loop);
   for (auto next = plan.next(); next || !ahead.empty();) {
     while (next && ahead.size() < options_.read_ahead) {
-      auto lease = reads_.try_acquire(1);
-      if (!lease) {
-        if (!ahead.empty()) break;
-        // Never wait for memory while holding some: others may wait for that.
-        CO_CHECK_OK(co_await frame.send(*call));
-        CO_TRY(lease, co_await reads_.acquire(1));
+      if (next->sparse() && !request.fresh()) {
+        shared_.ahead(reader, group, {next->id, next->piece}, next->blocks);
+        ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), rt::Semaphore::Lease()));
+        ahead.back()->shared = true;
+      } else {
+        auto lease = reads_.try_acquire(1);
+        if (!lease) {
+          if (!ahead.empty()) break;
+          // Never wait for memory while holding some: others may wait for that.
+          CO_CHECK_OK(co_await frame.send(*call));
+          CO_TRY(lease, co_await reads_.acquire(1));
+        }
+        from_disk += next->block_bytes();
+        ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), *std::move(lease)));
+        reads.spawn(read_piece(group, ahead.back()));
       }
-      reply.set_bytes_from_disk(reply.bytes_from_disk() + next->block_bytes());
-      ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), *std::move(lease)));
-      reads.spawn(read_piece(request.stamp().group(), ahead.back()));
       next = plan.next();
     }
     const auto first = std::move(ahead.front());
     ahead.pop_front();
-    CO_TRY(const auto bytes, co_await first->done);
-    for (const auto& part : first->piece.parts)
-      for (std::uint32_t at = 0; at < part.size;) {
-        if (frame.size == options_.frame_bytes) CO_CHECK_OK(co_await frame.send(*call));
-        const auto size = std::min(part.size - at, options_.frame_bytes - frame.size);
-        frame.add(bytes.slice(part.offset - first->piece.begin + at, size));
-        at += size;
-      }
+    if (first->shared) {
+      CO_CHECK_OK(co_await add_shared(call, frame, reader, group, first->piece));
+    } else {
+      CO_CHECK_OK(co_await add_read(call, frame, first));
+    }
   }
   CO_CHECK_OK(co_await frame.send(*call));
+  reply.set_bytes_from_disk(from_disk + SharedBlocks::from_disk(*reader));
   co_return std::move(reply);
 }
 

@@ -9,6 +9,7 @@
 #include "proto/rt/seams.h"
 #include "proto/rt/sync.h"
 #include "server/chunks/chunks.h"
+#include "server/chunks/shared_blocks.h"
 #include "server/daemon/read_plan.h"
 #include "server/records/owners.h"
 #include "server/usage/usage.h"
@@ -34,13 +35,13 @@ class ChunkService {
  public:
   struct Options {
     ReadPlan::Limits read;
-    std::size_t read_ahead = 4;     // pieces of one request read at once
-    std::uint32_t frame_bytes = 0;  // largest payload; 0: the store's unit
-    bool existing_unseen = false;   // planted bug: an id that came before is accepted without looking at what is stored
+    SharedBlocks::Options shared;
+    std::size_t expected_max = 1024;  // pieces of one request that are known beforehand to be shared
+    std::size_t read_ahead = 4;       // pieces of one request read at once
+    std::uint32_t frame_bytes = 0;    // largest payload; 0: the store's unit
+    bool existing_unseen = false;  // planted bug: an id that came before is accepted without looking at what is stored
   };
-  /// `reads_max`: pieces of all requests in memory.
-  ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, std::size_t reads_max,
-               Options options);
+  ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, rt::UnitPool& units, Options options);
 
   /// Stores what the call's data frames bring; durable when it returns ok. The same chunk again is done at once.
   /// errors: kFenced    the owner has ended: its record must precede the first chunk
@@ -58,9 +59,16 @@ class ChunkService {
   /// errors: kInvalid  places outside that memory, sizes;  kDataLoss, kDeleted  as read()
   Task<wire::ReadSharedReply> read_shared(std::shared_ptr<rpc::ServerCall> call, wire::ReadShared request);
 
+  SharedBlocks::Stats shared_blocks() const { return shared_.stats(); }
+
  private:
-  struct Frame;
+  class Frame;
   struct Ahead;
+  /// Copies what is wanted of a piece from the blocks that readers share into the frame; sends frames that are full.
+  Task<void> add_shared(std::shared_ptr<rpc::ServerCall> call, Frame& frame,
+                        std::shared_ptr<SharedBlocks::Reader> reader, DataGroup group, const PieceRead& piece);
+  /// The same from a read of its own.
+  Task<void> add_read(std::shared_ptr<rpc::ServerCall> call, Frame& frame, std::shared_ptr<Ahead> read);
   Task<void> read_piece(DataGroup group, std::shared_ptr<Ahead> ahead);
   Task<void> read_shared_piece(DataGroup group, std::shared_ptr<rpc::ServerCall> call, wire::ReadShared_Piece piece,
                                wire::ReadSharedReply_Piece* out);
@@ -71,8 +79,10 @@ class ChunkService {
   Chunks& chunks_;
   Owners& owners_;
   Usage& usage_;
+  rt::UnitPool& units_;
   Options options_;
-  rt::Semaphore reads_;
+  rt::Semaphore reads_, frames_;  // units
+  SharedBlocks shared_;
   std::set<ChunkId> seen_;  // only for the planted bug
 };
 

@@ -55,8 +55,7 @@ class DaemonImpl final : public Daemon {
                      with_bugs(options)),
         retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
         liveness_(make_liveness(*store_, *coordinator_)),
-        // Half of the memory, so that readers who do not read cannot keep writers from being received.
-        chunks_(runtime, copies_, owners_, usage_, units.units() / 2, chunk_options(options)),
+        chunks_(runtime, copies_, owners_, usage_, units, chunk_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
@@ -467,8 +466,14 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.counter("cairn_checkpoints_failed_total", "Save attempts that failed.", saves.failed);
   out.counter("cairn_daemon_put_bytes_total", "Bytes of chunks received and made durable.", bytes_in_);
   out.counter("cairn_daemon_read_bytes_total", "Bytes of chunks sent to readers.", bytes_out_);
-  out.counter("cairn_daemon_read_block_bytes_total", "Bytes of the blocks that readers' ranges touched.",
-              bytes_from_disk_);
+  out.counter("cairn_daemon_read_block_bytes_total", "Bytes of blocks read from disk for readers.", bytes_from_disk_);
+  const auto shared = chunks_.shared_blocks();
+  out.counter("cairn_shared_blocks_read_bytes_total",
+              "Bytes of blocks read from disk for readers that want parts of them.", shared.read_bytes);
+  out.counter("cairn_shared_blocks_served_bytes_total", "Bytes of such blocks, counted for every reader they served.",
+              shared.served_bytes);
+  out.counter("cairn_shared_blocks_waits_total", "Times that a reader waited for those behind it.", shared.waits);
+  out.gauge("cairn_shared_blocks_pieces", "Pieces of chunks held for readers to share.", shared.pieces);
   out.gauge("cairn_rpc_connections", "Open connections.", rpc.connections);
   out.counter("cairn_rpc_connections_total", "Connections accepted.", rpc.connections_total);
   out.gauge("cairn_rpc_calls_running", "Calls under way.", rpc.calls_running);

@@ -68,6 +68,7 @@ class Store final : public ChunkStore {
                                       DataGroup group) override;
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
   Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
+  Task<std::uint32_t> read_into(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<std::optional<Entry>> entry(ChunkId id) override;
   Task<Scan> scan(ChunkId id, std::uint32_t offset) override;
@@ -180,6 +181,10 @@ class Store final : public ChunkStore {
   Task<std::shared_ptr<Pending>> reserve(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> crcs,
                                          DataGroup group);
   Task<Hold> hold_for_swap(std::shared_ptr<Pending> upload);
+  Task<Buffer> read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
+                           rt::MutableBuffer memory);
+  Result<void> whole_blocks(const ChunkId& id, std::uint32_t length, std::uint32_t offset, std::uint32_t size,
+                            const rt::MutableBuffer& into) const;
 
   Result<Buffer> check_piece(const Pending& upload, std::uint32_t offset, rt::MutableBuffer memory,
                              std::uint32_t size) const;
@@ -547,11 +552,30 @@ Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
                                        ", in pieces of at most " + std::to_string(unit));
   const auto begin = round_down(offset, kBlockBytes);
   const auto end = std::min<std::uint64_t>(round_up(std::uint64_t{offset} + size, kBlockBytes), location.length);
-  const auto padded = round_up(end - begin, kSectorBytes);
+  CO_TRY(auto memory, co_await units_.acquire());
+  CO_TRY(const auto filled, co_await read_blocks(id, *entry, begin, end, std::move(memory)));
+  co_return filled.slice(offset - begin, size);
+}
 
+Task<std::uint32_t> Store::read_into(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) {
+  Operation operation(*this);
+  CO_CHECK_OK(check_open());
+  Segments::Pin pin(*segments_, id);
+  CO_TRY(auto entry, co_await look_up(id));
+  const auto length = entry->location.length;
+  CO_CHECK_OK(whole_blocks(id, length, offset, size, into));
+  const auto end = std::min<std::uint64_t>(std::uint64_t{offset} + size, length);
+  CO_CHECK_OK(co_await read_blocks(id, *entry, offset, end, std::move(into)));
+  co_return length;
+}
+
+/// [begin, end) of a chunk, `begin` at a block, `end` at one or at the chunk's end. `entry` and a pin outlive it.
+Task<Buffer> Store::read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
+                                rt::MutableBuffer memory) {
+  const auto& location = entry.location;
+  const auto padded = round_up(end - begin, kSectorBytes);
   CO_TRY(auto segment, segments_->find(location.segment));
   CO_TRY(auto file, co_await segments_->file_of(segment));
-  CO_TRY(auto memory, co_await units_.acquire());
   rt::MutableBuffer into{std::move(memory.owner), memory.bytes.first(padded)};
   auto filled = co_await file->read(location.offset() + begin, std::move(into));
   if (!filled)
@@ -561,14 +585,25 @@ Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
   for (auto at = begin; at < end && !bugs_.no_read_check; at += kBlockBytes) {
     const auto block = static_cast<std::uint32_t>(at / kBlockBytes);
     const auto bytes = filled->bytes.subspan(at - begin, std::min(kBlockBytes, end - at));
-    if (crc32c(bytes, block_seed(id, block)) == entry->crcs[block]) continue;
+    if (crc32c(bytes, block_seed(id, block)) == entry.crcs[block]) continue;
     blocks_bad_++;
     auto error = text_of(id) + " block " + std::to_string(block) + " in " + segment_name(location.segment) +
                  " at offset " + std::to_string(location.offset() + at) + ": bytes do not match their CRC";
     runtime_.log.write(rt::Level::kError, "block_bad", {{"reason", error}});
     co_return fail(Errc::kDataLoss, std::move(error));
   }
-  co_return std::move(*filled).freeze(end - begin).slice(offset - begin, size);
+  co_return std::move(*filled).freeze(end - begin);
+}
+
+/// Are these whole blocks of the chunk, in one aligned piece, with room for them?
+Result<void> Store::whole_blocks(const ChunkId& id, std::uint32_t length, std::uint32_t offset, std::uint32_t size,
+                                 const rt::MutableBuffer& into) const {
+  if (size == 0 || offset % kBlockBytes != 0 || offset >= length ||
+      offset / unit_bytes() != (std::uint64_t{offset} + size - 1) / unit_bytes() ||
+      into.bytes.size() < round_up(size, kSectorBytes))
+    return fail(Errc::kInvalid, text_of(id) + ": a read of blocks, " + std::to_string(size) + " bytes at " +
+                                    std::to_string(offset) + " of " + std::to_string(length));
+  return {};
 }
 
 Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) {
@@ -577,11 +612,7 @@ Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uin
   Segments::Pin pin(*segments_, id);
   CO_TRY(auto entry, co_await look_up(id));
   const auto& location = entry->location;
-  if (size == 0 || offset % kBlockBytes != 0 || offset >= location.length ||
-      offset / unit_bytes() != (std::uint64_t{offset} + size - 1) / unit_bytes() ||
-      into.bytes.size() < round_up(size, kSectorBytes))
-    co_return fail(Errc::kInvalid, text_of(id) + ": a read of blocks, " + std::to_string(size) + " bytes at " +
-                                       std::to_string(offset) + " of " + std::to_string(location.length));
+  CO_CHECK_OK(whole_blocks(id, location.length, offset, size, into));
   Raw raw;
   raw.size = std::min(size, location.length - offset);
   const auto padded = round_up(raw.size, kSectorBytes);

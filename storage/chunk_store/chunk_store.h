@@ -85,6 +85,12 @@ class ChunkStore {
   /// aligned piece of unit_bytes(): callers split. One unit is held by the returned Buffer.
   /// errors: kNotFound;  kDataLoss  with chunk, block, segment and offset;  kInvalid  outside the chunk
   virtual Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) = 0;
+  /// Whole blocks into the caller's memory, all of which matched their CRCs; less than `size` where the chunk ends.
+  /// sizes:   as read_raw()
+  /// returns the chunk's length
+  /// errors:  as read(); then parts of `into` may have been written
+  virtual Task<std::uint32_t> read_into(ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                        rt::MutableBuffer into) = 0;
   /// Blocks straight from the disk into the caller's memory, *not verified*, with the CRCs that they must have (seeded
   /// by chunk and block, proto/common/checksum.h) for whoever looks at them.
   struct Raw {

@@ -8,74 +8,113 @@
 namespace cairn::format {
 namespace {
 
-/// Bytes of elements [first, first + count) of a row-major array; false when they do not begin and end at whole bytes.
-struct ByteRange {
-  std::uint64_t offset = 0, length = 0;
-  static bool make(std::uint32_t bits, std::uint64_t first, std::uint64_t count, ByteRange& out) {
-    const auto begin = static_cast<unsigned __int128>(first) * bits,
-               size = static_cast<unsigned __int128>(count) * bits;
-    out = {.offset = static_cast<std::uint64_t>(begin / 8), .length = static_cast<std::uint64_t>(size / 8)};
-    return begin % 8 == 0 && size % 8 == 0;
+/// The common box of `saved` and `wanted` as runs, in elements: equally long, contiguous in both.
+CopyRuns element_runs(const Box& saved, const Box& wanted, const Box& common) {
+  const std::size_t n = common.shape.size();
+  std::array<std::uint64_t, kDimensionsMax + 1> saved_stride, wanted_stride;
+  saved_stride[n] = wanted_stride[n] = 1;
+  for (std::size_t d = n; d-- > 0;) {
+    saved_stride[d] = saved_stride[d + 1] * saved.shape[d];
+    wanted_stride[d] = wanted_stride[d + 1] * wanted.shape[d];
   }
-};
-
-/// The common box of `saved` and `wanted` as a sequence of runs: equally long, contiguous in both.
-class RunWalk {
- public:
-  RunWalk(const Box& saved, const Box& wanted, const Box& common) {
-    const std::size_t n = common.shape.size();
-    std::array<std::uint64_t, kDimensionsMax + 1> saved_stride, wanted_stride;
-    saved_stride[n] = wanted_stride[n] = 1;
-    for (std::size_t d = n; d-- > 0;) {
-      saved_stride[d] = saved_stride[d + 1] * saved.shape[d];
-      wanted_stride[d] = wanted_stride[d + 1] * wanted.shape[d];
-    }
-    for (std::size_t d = 0; d < n; ++d) {
-      saved_origin_ += (common.offset[d] - saved.offset[d]) * saved_stride[d + 1];
-      wanted_origin_ += (common.offset[d] - wanted.offset[d]) * wanted_stride[d + 1];
-    }
-    // Dimensions from `inner` on are whole in both, so one step of dimension inner - 1 begins where the last ended.
-    std::size_t inner = n;
-    while (inner > 0 && common.shape[inner - 1] == saved.shape[inner - 1] &&
-           common.shape[inner - 1] == wanted.shape[inner - 1])
-      --inner;
-    if (inner > 0) --inner;
-    for (std::size_t d = inner; d < n; ++d) run_elements_ *= common.shape[d];
-    for (std::size_t d = 0; d < inner; ++d) {
-      if (common.shape[d] == 1) continue;
-      steps_[dimensions_++] = {common.shape[d], saved_stride[d + 1], wanted_stride[d + 1]};
-      runs_ *= common.shape[d];
-    }
+  CopyRuns out{.saved = 0, .wanted = 0, .length = 1};
+  for (std::size_t d = 0; d < n; ++d) {
+    out.saved += (common.offset[d] - saved.offset[d]) * saved_stride[d + 1];
+    out.wanted += (common.offset[d] - wanted.offset[d]) * wanted_stride[d + 1];
   }
+  for (std::size_t d = n; d-- > 0;) {
+    const CopyRuns::Step step{.count = common.shape[d], .saved = saved_stride[d + 1], .wanted = wanted_stride[d + 1]};
+    if (step.count == 1) continue;
+    auto* inner = out.steps.empty() ? nullptr : &out.steps.back();
+    // What continues the runs, or the step inside of it, in both is no step of its own.
+    if (inner == nullptr && step.saved == out.length && step.wanted == out.length)
+      out.length *= step.count;
+    else if (inner != nullptr && step.saved == inner->count * inner->saved &&
+             step.wanted == inner->count * inner->wanted)
+      inner->count *= step.count;
+    else
+      out.steps.push_back(step);
+  }
+  std::ranges::reverse(out.steps);
+  return out;
+}
 
-  std::uint64_t runs() const { return runs_; }
-  std::uint64_t run_elements() const { return run_elements_; }
-
-  /// First element of a run, in the saved and in the wanted box.
-  struct Place {
-    std::uint64_t saved, wanted;
+/// From elements to bytes; false when a run does not begin and end at whole bytes.
+bool to_bytes(std::uint32_t bits, CopyRuns& runs) {
+  bool whole = true;
+  const auto scale = [&](std::uint64_t& elements) {
+    const auto size = static_cast<unsigned __int128>(elements) * bits;
+    elements = static_cast<std::uint64_t>(size / 8);
+    if (size % 8 != 0) whole = false;
   };
-  Place place(std::uint64_t run) const {
-    Place at{.saved = saved_origin_, .wanted = wanted_origin_};
-    for (std::size_t d = dimensions_; d-- > 0;) {
-      const std::uint64_t index = run % steps_[d].size;
-      run /= steps_[d].size;
-      at.saved += index * steps_[d].saved_stride;
-      at.wanted += index * steps_[d].wanted_stride;
-    }
-    return at;
+  scale(runs.saved);
+  scale(runs.wanted);
+  scale(runs.length);
+  for (auto& step : runs.steps) {
+    scale(step.saved);
+    scale(step.wanted);
   }
+  return whole;
+}
 
- private:
-  struct Step {
-    std::uint64_t size, saved_stride, wanted_stride;
+Strided joined(std::uint64_t offset, std::uint64_t length, const std::vector<CopyRuns::Step>& steps,
+               std::uint64_t CopyRuns::Step::* stride) {
+  Strided out{.offset = offset, .length = length};
+  for (const auto& step : steps) out.steps.push_back({.count = step.count, .stride = step.*stride});
+  join_neighbours(out);
+  return out;
+}
+
+/// What of the runs that step `d` and those inside it make lies in [begin, end); `at` is the first of them.
+void cut_from(const CopyRuns& all, std::size_t d, CopyRuns at, std::uint64_t begin, std::uint64_t end,
+              std::vector<CopyRuns>& out) {
+  if (d == all.steps.size()) {
+    const auto from = std::max(at.saved, begin), to = std::min(at.saved + all.length, end);
+    if (from < to) out.push_back({.saved = from, .wanted = at.wanted + (from - at.saved), .length = to - from});
+    return;
+  }
+  const auto& step = all.steps[d];
+  auto span = all.length;
+  for (std::size_t i = d + 1; i < all.steps.size(); ++i) span += (all.steps[i].count - 1) * all.steps[i].saved;
+  const auto at_index = [&](std::uint64_t i) {
+    return CopyRuns{.saved = at.saved + i * step.saved, .wanted = at.wanted + i * step.wanted, .length = all.length};
   };
-  std::uint64_t saved_origin_ = 0, wanted_origin_ = 0, run_elements_ = 1, runs_ = 1;
-  std::size_t dimensions_ = 0;
-  std::array<Step, kDimensionsMax> steps_;
-};
+  /// How many of the step's places begin before `limit` with their byte `inner`.
+  const auto before = [&](std::uint64_t limit, std::uint64_t inner) {
+    return limit <= at.saved + inner ? 0 : std::min(step.count, (limit - at.saved - inner - 1) / step.saved + 1);
+  };
+  const auto first = before(begin, span - 1), last = before(end, 0);              // that have a byte inside
+  const auto whole_first = before(begin, 0), whole_last = before(end, span - 1);  // that lie inside
+  auto i = first;
+  for (; i < std::min(whole_first, last); ++i) cut_from(all, d + 1, at_index(i), begin, end, out);
+  if (i < whole_last) {
+    auto whole = at_index(i);
+    if (whole_last - i > 1)
+      whole.steps.push_back({.count = whole_last - i, .saved = step.saved, .wanted = step.wanted});
+    whole.steps.insert(whole.steps.end(), all.steps.begin() + static_cast<std::ptrdiff_t>(d) + 1, all.steps.end());
+    out.push_back(std::move(whole));
+    i = whole_last;
+  }
+  for (; i < last; ++i) cut_from(all, d + 1, at_index(i), begin, end, out);
+}
 
 }  // namespace
+
+Strided CopyRuns::from() const {
+  return joined(saved, length, steps, &Step::saved);
+}
+Strided CopyRuns::to() const {
+  return joined(wanted, length, steps, &Step::wanted);
+}
+std::uint64_t CopyRuns::bytes() const {
+  auto n = length;
+  for (const auto& step : steps) n *= step.count;
+  return n;
+}
+
+void cut(const CopyRuns& all, std::uint64_t begin, std::uint64_t end, std::vector<CopyRuns>& out) {
+  cut_from(all, 0, {.saved = all.saved, .wanted = all.wanted, .length = all.length}, begin, end, out);
+}
 
 std::optional<Box> intersect(const Box& a, const Box& b) {
   Box out{.offset = std::vector<std::uint64_t>(a.shape.size()), .shape = Shape(a.shape.size())};
@@ -101,7 +140,7 @@ bool inside(const Box& inner, const Box& outer) {
 }
 
 Result<void> copy_runs(std::string_view tensor, DType dtype, const Box& saved, LinearRange part, const Box& wanted,
-                       std::vector<CopyRun>& out) {
+                       std::vector<CopyRuns>& out) {
   const auto context = [&](Error error) { return fail(std::move(error).with(fmt::format("tensor '{}'", tensor))); };
   if (saved.shape.size() != wanted.shape.size())
     return fail(Errc::kInvalid, fmt::format("tensor '{}': box {} wanted of one with {} dimensions", tensor,
@@ -118,28 +157,14 @@ Result<void> copy_runs(std::string_view tensor, DType dtype, const Box& saved, L
   const auto common = intersect(saved, wanted);
   if (!common || part.first >= part.last) return {};
 
-  const RunWalk walk(saved, wanted, *common);
-  const std::uint64_t length = walk.run_elements();
-  // Runs rise in the saved order: find the first that reaches into the part.
-  std::uint64_t low = 0, high = walk.runs();
-  while (low < high) {
-    const std::uint64_t middle = low + (high - low) / 2;
-    if (walk.place(middle).saved + length > part.first)
-      high = middle;
-    else
-      low = middle + 1;
-  }
-  const std::uint32_t bits = bits_of(dtype);
-  for (std::uint64_t run = low; run < walk.runs(); ++run) {
-    const auto at = walk.place(run);
-    if (at.saved >= part.last) break;
-    const std::uint64_t begin = std::max(at.saved, part.first), end = std::min(at.saved + length, part.last);
-    ByteRange from, to;
-    if (!ByteRange::make(bits, begin - part.first, end - begin, from) ||
-        !ByteRange::make(bits, at.wanted + (begin - at.saved), end - begin, to))
+  std::vector<CopyRuns> inside;
+  cut(element_runs(saved, wanted, *common), part.first, part.last, inside);
+  for (auto& runs : inside) {
+    runs.saved -= part.first;
+    if (!to_bytes(bits_of(dtype), runs))
       return fail(Errc::kInvalid, fmt::format("tensor '{}': {} of {} saved as {} does not begin and end at whole bytes",
                                               tensor, text(*common), name_of(dtype), text(saved)));
-    out.push_back({.saved = from.offset, .wanted = to.offset, .length = from.length});
+    out.push_back(std::move(runs));
   }
   return {};
 }

@@ -11,13 +11,11 @@
 namespace cairn::format {
 namespace {
 
-/// Bytes of one extent that go to one place of one want.
+/// Bytes of one extent that go to one want.
 struct Piece {
   const Extent* extent = nullptr;
-  std::uint32_t offset = 0;  // in the chunk
-  std::uint32_t length = 0;
   std::uint32_t want = 0;
-  std::uint64_t to = 0;
+  CopyRuns runs;  // `saved`: in the chunk
 };
 
 using Shards = std::span<const ShardEntry* const>;
@@ -153,25 +151,25 @@ class Planner {
     return {};
   }
 
-  /// Both runs and extents rise in the shard's bytes, so one pass over each is enough.
   Result<void> add_shard(std::uint32_t want_index, const ShardEntry& shard) {
     TRY(const auto part, saved_range(shard));
     runs_.clear();
     CHECK_OK(copy_runs(shard.tensor, shard.dtype, shard.box, part, wants_[want_index].box, runs_));
+    // Both runs and extents rise in the shard's bytes, and check_entry proved that the extents hold all of them.
     std::size_t extent = 0;
     std::uint64_t extent_begin = 0;  // of that extent, in the shard's bytes
-    for (auto run : runs_) {
-      while (run.length != 0) {
-        // check_entry proved that the extents hold all of the shard's bytes.
-        while (run.saved - extent_begin >= shard.extents[extent].length) extent_begin += shard.extents[extent++].length;
-        const auto& at = shard.extents[extent];
-        const std::uint64_t inner = run.saved - extent_begin, length = std::min(run.length, at.length - inner);
-        pieces_.push_back({.extent = &at,
-                           .offset = static_cast<std::uint32_t>(at.offset + inner),
-                           .length = static_cast<std::uint32_t>(length),
-                           .want = want_index,
-                           .to = run.wanted});
-        run.saved += length, run.wanted += length, run.length -= length;
+    for (const auto& runs : runs_) {
+      const auto end = runs.from().end();
+      while (runs.saved - extent_begin >= shard.extents[extent].length) extent_begin += shard.extents[extent++].length;
+      auto at = extent;
+      for (auto begin = extent_begin; begin < end; begin += shard.extents[at++].length) {
+        const auto& one = shard.extents[at];
+        parts_.clear();
+        cut(runs, begin, begin + one.length, parts_);
+        for (auto& inside : parts_) {
+          inside.saved = one.offset + (inside.saved - begin);
+          pieces_.push_back({.extent = &one, .want = want_index, .runs = std::move(inside)});
+        }
       }
     }
     return {};
@@ -179,7 +177,7 @@ class Planner {
 
   std::span<const Want> wants_;
   std::vector<Piece> pieces_;
-  std::vector<CopyRun> runs_;
+  std::vector<CopyRuns> runs_, parts_;
 };
 
 /// Packs sorted pieces into requests.
@@ -187,17 +185,32 @@ class Packer {
  public:
   explicit Packer(const PlanLimits& limits) : limits_(limits) {}
 
-  void add(Piece piece) {
-    plan_.bytes += piece.length;
-    while (piece.length != 0) {
-      if (plan_.requests.empty() || current().group != piece.extent->group || full(piece)) {
+  void add(const Piece& piece) {
+    plan_.bytes += piece.runs.bytes();
+    std::vector<CopyRuns> left{piece.runs};  // the next one last
+    while (!left.empty()) {
+      const auto runs = std::move(left.back());
+      left.pop_back();
+      const auto from = runs.from();
+      if (plan_.requests.empty() || current().group != piece.extent->group || full(piece, from)) {
         plan_.requests.push_back({.group = piece.extent->group, .chunks = {}, .scatter = {}, .bytes = 0});
         ranges_ = 0;
+        runs_ = 0;
       }
-      const auto room = limits_.request_bytes_max - current().bytes;
-      const auto length = static_cast<std::uint32_t>(std::min<std::uint64_t>(piece.length, room));
-      put(piece, length);
-      piece.offset += length, piece.to += length, piece.length -= length;
+      auto room = limits_.request_bytes_max - current().bytes;
+      if (!from.steps.empty()) room = std::min(room, (limits_.request_runs_max - runs_) * from.length);
+      if (runs.bytes() <= room) {
+        put(piece, from, runs.to());
+        continue;
+      }
+      RunCursor end(from);
+      end.skip(room);
+      cut_.clear();
+      cut(runs, end.at(), from.end(), cut_);
+      left.insert(left.end(), cut_.rbegin(), cut_.rend());
+      cut_.clear();
+      cut(runs, 0, end.at(), cut_);
+      left.insert(left.end(), cut_.rbegin(), cut_.rend());
     }
   }
 
@@ -206,45 +219,59 @@ class Packer {
  private:
   ReadRequest& current() { return plan_.requests.back(); }
 
-  bool continues_range(const Piece& piece) {
-    if (current().chunks.empty()) return false;
+  bool continues_range(const Piece& piece, const Strided& from) {
+    if (current().chunks.empty() || !from.steps.empty()) return false;
     const auto& chunk = current().chunks.back();
-    return chunk.id == piece.extent->chunk && chunk.offsets.back() + chunk.lengths.back() == piece.offset;
+    return chunk.id == piece.extent->chunk && chunk.strided.empty() &&
+           chunk.offsets.back() + chunk.lengths.back() == from.offset;
   }
-  bool full(const Piece& piece) {
-    return current().bytes >= limits_.request_bytes_max ||
-           (ranges_ >= limits_.request_ranges_max && !continues_range(piece));
+  bool full(const Piece& piece, const Strided& from) {
+    return current().bytes >= limits_.request_bytes_max || (!from.steps.empty() && runs_ >= limits_.request_runs_max) ||
+           (ranges_ >= limits_.request_ranges_max && !continues_range(piece, from));
   }
 
-  void put(const Piece& piece, std::uint32_t length) {
+  void put(const Piece& piece, const Strided& from, Strided to) {
     auto& request = current();
-    if (continues_range(piece)) {
-      request.chunks.back().lengths.back() += length;
+    const auto bytes = from.bytes();
+    if (continues_range(piece, from)) {
+      request.chunks.back().lengths.back() += static_cast<std::uint32_t>(bytes);
     } else {
-      if (request.chunks.empty() || request.chunks.back().id != piece.extent->chunk)
+      const bool range = from.steps.empty();
+      // The ranges of a chunk come before its strided runs: what is in another order names the chunk again.
+      if (request.chunks.empty() || request.chunks.back().id != piece.extent->chunk ||
+          (range && !request.chunks.back().strided.empty()))
         request.chunks.push_back({.id = piece.extent->chunk, .offsets = {}, .lengths = {}});
-      request.chunks.back().offsets.push_back(piece.offset);
-      request.chunks.back().lengths.push_back(length);
+      if (range) {
+        request.chunks.back().offsets.push_back(static_cast<std::uint32_t>(from.offset));
+        request.chunks.back().lengths.push_back(static_cast<std::uint32_t>(bytes));
+      } else {
+        request.chunks.back().strided.push_back(from);
+        runs_ += from.runs();
+      }
       ++ranges_;
     }
     auto* last = request.scatter.empty() ? nullptr : &request.scatter.back();
-    if (last != nullptr && last->want == piece.want && last->offset + last->length == piece.to)
-      last->length += length;  // fits: a request's bytes do
+    if (last != nullptr && last->want == piece.want && last->to.steps.empty() && to.steps.empty() &&
+        last->to.offset + last->to.length == to.offset)
+      last->to.length += bytes;
     else
-      request.scatter.push_back({.length = length, .want = piece.want, .offset = piece.to});
-    request.bytes += length;
+      request.scatter.push_back({.want = piece.want, .to = std::move(to)});
+    request.bytes += bytes;
   }
 
   const PlanLimits& limits_;
   RestorePlan plan_;
   std::uint32_t ranges_ = 0;
+  std::uint64_t runs_ = 0;
+  std::vector<CopyRuns> cut_;
 };
 
 }  // namespace
 
 Result<RestorePlan> plan(std::span<const Want> wants, std::span<const ShardEntry> shards, const PlanLimits& limits) {
-  if (limits.request_bytes_max == 0 || limits.request_bytes_max > ~std::uint32_t{0} || limits.request_ranges_max == 0)
-    return fail(Errc::kInvalid, "plan limits: request_bytes_max 1 .. 2^32 - 1, request_ranges_max at least 1");
+  if (limits.request_bytes_max == 0 || limits.request_bytes_max > ~std::uint32_t{0} || limits.request_ranges_max == 0 ||
+      limits.request_runs_max == 0)
+    return fail(Errc::kInvalid, "plan limits: request_bytes_max 1 .. 2^32 - 1, ranges and runs at least 1");
   std::vector<const ShardEntry*> sorted;
   for (const auto& shard : shards) sorted.push_back(&shard);
   const auto before = [](const ShardEntry* a, const ShardEntry* b) { return order(*a, *b) < 0; };
@@ -268,7 +295,7 @@ Result<RestorePlan> plan(std::span<const Want> wants, std::span<const ShardEntry
   std::ranges::sort(pieces, [](const Piece& a, const Piece& b) {
     if (a.extent->group != b.extent->group) return a.extent->group < b.extent->group;
     if (const auto c = a.extent->chunk <=> b.extent->chunk; c != 0) return c < 0;
-    return std::tie(a.offset, a.want, a.to) < std::tie(b.offset, b.want, b.to);
+    return std::tie(a.runs.saved, a.want, a.runs.wanted) < std::tie(b.runs.saved, b.want, b.runs.wanted);
   });
   Packer packer(limits);
   for (const auto& piece : pieces) packer.add(piece);

@@ -9,6 +9,7 @@
 #include "proto/common/result.h"
 #include "proto/common/units.h"
 #include "storage/format/manifest.h"
+#include "storage/format/strided.h"
 
 namespace cairn::format {
 
@@ -22,27 +23,29 @@ struct Want {
 
 struct PlanLimits {
   std::uint64_t request_bytes_max = 32 * kMiB;
-  std::uint32_t request_ranges_max = 16 * 1024;
+  std::uint32_t request_ranges_max = 16 * 1024;  // a set of strided runs counts as one
+  std::uint32_t request_runs_max = 512 * 1024;
 };
 
+/// Ranges of a chunk, then strided runs.
 struct ReadChunk {
   ChunkId id;
-  std::vector<std::uint32_t>
-      offsets;  // neighbours are one range; rising, unless bytes are wanted twice: then they are read twice
+  /// Neighbours are one range. Ranges, and the first bytes of strided runs, rise, unless bytes are wanted twice.
+  std::vector<std::uint32_t> offsets;
   std::vector<std::uint32_t> lengths;  // as many, each >= 1
+  std::vector<Strided> strided = {};   // each of several runs
 };
 
-/// The next `length` bytes of a reply go to `offset` of the buffer of wants[want].
+/// The next bytes of a reply, as many as the runs have, go to them in the buffer of wants[want].
 struct Scatter {
-  std::uint32_t length = 0;
   std::uint32_t want = 0;
-  std::uint64_t offset = 0;
+  Strided to;
 };
 
-/// One vectored read of chunks of one group. The reply is the ranges' bytes in order.
+/// One vectored read of chunks of one group. The reply is the chunks' bytes in order.
 struct ReadRequest {
   DataGroup group = 0;
-  std::vector<ReadChunk> chunks;  // sorted by id
+  std::vector<ReadChunk> chunks;  // sorted by id; one may come several times
   std::vector<Scatter> scatter;   // together exactly the reply
   std::uint64_t bytes = 0;
 };

@@ -36,12 +36,15 @@ class LocalCall final : public rpc::ServerCall {
                    .size = static_cast<std::uint32_t>(piece.payload.size())};
   }
   Task<void> send_data(std::string message, std::vector<Buffer> payload) override {
+    if (stands > rt::Duration()) co_await loop->sleep(stands);
     std::string bytes;
     for (const auto& piece : payload) bytes += piece.text();
     frames.emplace_back(std::move(message), std::move(bytes));
     co_return {};
   }
   std::vector<std::pair<std::string, std::string>> frames;
+  rt::Loop* loop = nullptr;
+  rt::Duration stands{};  // before it takes a frame
 
  private:
   rt::UnitPool& units_;
@@ -122,10 +125,11 @@ void Fixture::crash(sim::Death death) {
   node.restart();
 }
 
-Answered Fixture::exchange(Method method, std::string request, std::vector<Piece> pieces) {
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection, memory);
-  Answered out{.reply = run(daemon->handler()(call)), .bytes = {}, .frames = call->frames.size()};
-  for (const auto& [message, payload] : call->frames) {
+namespace {
+
+Answered answered(const LocalCall& call, Result<std::string> reply) {
+  Answered out{.reply = std::move(reply), .bytes = {}, .frames = call.frames.size(), .at = {}};
+  for (const auto& [message, payload] : call.frames) {
     wire::DataHeader header;
     REQUIRE(wire::decode(message, header, "data header"));
     CHECK(header.offset() == out.bytes.size());
@@ -134,6 +138,48 @@ Answered Fixture::exchange(Method method, std::string request, std::vector<Piece
       CHECK(header.crcs(i) ==
             crc32c(std::string_view(payload).substr(static_cast<std::size_t>(i) * kBlockBytes, kBlockBytes)));
     out.bytes += payload;
+  }
+  return out;
+}
+
+}  // namespace
+
+Answered Fixture::exchange(Method method, std::string request, std::vector<Piece> pieces) {
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection, memory);
+  auto reply = run(daemon->handler()(call));
+  return answered(*call, std::move(reply));
+}
+
+std::vector<Answered> Fixture::exchange_all(Method method, std::vector<std::string> requests,
+                                            rt::Duration first_stands) {
+  struct Under {
+    std::shared_ptr<LocalCall> call;
+    std::shared_ptr<std::optional<Result<std::string>>> outcome;
+    rt::TimePoint at;
+  };
+  std::vector<Under> under;
+  for (auto& request : requests) {
+    under.push_back({.call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{},
+                                                         connection + under.size(), memory),
+                     .outcome = std::make_shared<std::optional<Result<std::string>>>(),
+                     .at = rt::kNever});
+    auto& call = *under.back().call;
+    call.loop = &node;
+    if (under.size() == 1) call.stands = first_stands;
+    node.spawn(keep(daemon->handler()(under.back().call), under.back().outcome));
+  }
+  REQUIRE(eventually([&] {
+    bool all = true;
+    for (auto& one : under) {
+      if (*one.outcome && one.at == rt::kNever) one.at = world.now();
+      all = all && *one.outcome;
+    }
+    return all;
+  }));
+  std::vector<Answered> out;
+  for (auto& one : under) {
+    out.push_back(answered(*one.call, **one.outcome));
+    out.back().at = one.at;
   }
   return out;
 }

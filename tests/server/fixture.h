@@ -34,6 +34,7 @@ struct Answered {
   Result<std::string> reply;
   std::string bytes;  // of the data frames, their CRCs checked
   std::size_t frames = 0;
+  rt::TimePoint at;  // when exchange_all() had it
 };
 
 class Fixture {
@@ -71,6 +72,8 @@ class Fixture {
     std::string message, payload;
   };
   Answered exchange(Method method, std::string request, std::vector<Piece> pieces);
+  /// All at the same time, each from a connection of its own; the first one's peer takes no frame for `first_stands`.
+  std::vector<Answered> exchange_all(Method method, std::vector<std::string> requests, rt::Duration first_stands = {});
 
   template <class T>
   Result<T> run(Task<T> task) {

@@ -76,25 +76,39 @@ struct Store {
     for (const auto& request : made->requests) {
       std::string reply;
       std::size_t ranges = 0;
+      std::uint64_t runs = 0;
       for (const auto& chunk : request.chunks) {
         REQUIRE(chunk.offsets.size() == chunk.lengths.size());
         REQUIRE(chunk.id.index % 3 == request.group);
         for (std::size_t i = 0; i < chunk.offsets.size(); ++i, ++ranges) {
           REQUIRE(chunk.lengths[i] > 0);
           REQUIRE(chunk.offsets[i] + chunk.lengths[i] <= chunks.at(chunk.id).size());
-          if (i > 0 && disjoint) REQUIRE(chunk.offsets[i] > chunk.offsets[i - 1]);
+          if (i > 0 && disjoint && chunk.strided.empty() && made->requests.size() == 1)
+            REQUIRE(chunk.offsets[i] > chunk.offsets[i - 1]);
           if (i > 0) REQUIRE(chunk.offsets[i] != chunk.offsets[i - 1] + chunk.lengths[i - 1]);  // else one range
           reply += chunks.at(chunk.id).substr(chunk.offsets[i], chunk.lengths[i]);
+        }
+        for (const auto& strided : chunk.strided) {
+          REQUIRE(!strided.steps.empty());
+          const auto checked = check_strided(strided, chunks.at(chunk.id).size(), limits.request_runs_max);
+          if (!checked) FAIL(checked.error().message);
+          for (RunCursor at(strided); !at.done(); at.take(at.left()))
+            reply += chunks.at(chunk.id).substr(at.at(), at.left());
+          runs += strided.runs();
+          ++ranges;
         }
       }
       REQUIRE(reply.size() == request.bytes);
       REQUIRE(reply.size() <= limits.request_bytes_max);
       REQUIRE(ranges <= limits.request_ranges_max);
+      REQUIRE(runs <= limits.request_runs_max);
       std::size_t at = 0;
       for (const auto& piece : request.scatter) {
-        for (std::uint32_t i = 0; i < piece.length; ++i) ++filled.at(piece.want).at(piece.offset + i);
-        out.at(piece.want).replace(piece.offset, piece.length, reply, at, piece.length);
-        at += piece.length;
+        for (RunCursor to(piece.to); !to.done(); to.take(to.left())) {
+          for (std::uint32_t i = 0; i < to.left(); ++i) ++filled.at(piece.want).at(to.at() + i);
+          out.at(piece.want).replace(to.at(), to.left(), reply, at, to.left());
+          at += to.left();
+        }
       }
       REQUIRE(at == reply.size());
       total += reply.size();
@@ -153,7 +167,8 @@ TEST_CASE("plan: any layout restores into any other, byte for byte", "[format]")
     PlanLimits limits;
     if (random.chance(50))
       limits = {.request_bytes_max = random.in(1, 300),
-                .request_ranges_max = static_cast<std::uint32_t>(random.in(1, 9))};
+                .request_ranges_max = static_cast<std::uint32_t>(random.in(1, 9)),
+                .request_runs_max = static_cast<std::uint32_t>(random.in(1, 40))};
     const auto out = store.restore(wants, limits, disjoint);
     for (std::size_t i = 0; i < wants.size(); ++i) REQUIRE(out[i] == expected(wants[i], tensors[wants[i].tensor]));
   }
@@ -169,6 +184,25 @@ TEST_CASE("plan: the layout it was saved in is one range a chunk", "[format]") {
   REQUIRE(made->requests.size() == 1);
   CHECK(made->requests[0].chunks[0].lengths == std::vector<std::uint32_t>{64 * 64 * 2});
   CHECK(made->requests[0].scatter.size() == 1);
+  CHECK(made->requests[0].scatter[0].to == Strided{.offset = 0, .length = 64 * 64 * 2});
+}
+
+TEST_CASE("plan: columns of row-saved tensors are one set of runs a shard, placed in one run", "[format]") {
+  // Goal: what is asked for does not grow with the number of rows.
+  Store store;
+  for (std::uint64_t first = 0; first < 4096; first += 1024) store.save("w", {4096, 96}, box({first, 0}, {1024, 96}));
+  store.save("stack", {8, 128, 96}, whole({8, 128, 96}));
+  const std::vector<Want> wants{want_of("w", box({0, 32}, {4096, 16})),
+                                want_of("stack", box({0, 0, 32}, {8, 128, 16}))};
+  const auto made = plan(wants, store.shards);
+  REQUIRE(made);
+  REQUIRE(made->requests.size() == 1);
+  REQUIRE(made->requests[0].chunks.size() == 1);
+  CHECK(made->requests[0].chunks[0].offsets.empty());
+  CHECK(made->requests[0].chunks[0].strided.size() == 5);
+  CHECK(made->requests[0].scatter.size() == 2);
+  CHECK(made->requests[0].bytes == (4096 + 1024) * 16 * 2);
+  CHECK(store.restore(wants, {}, true)[1] == expected(wants[1], {8, 128, 96}));
 }
 
 TEST_CASE("plan: a missing box, tensor or holder is named", "[format]") {

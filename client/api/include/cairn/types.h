@@ -223,7 +223,7 @@ struct MetaItem {
 
 struct RestoreResult {
   std::uint64_t bytes_wanted = 0;
-  std::uint64_t bytes_moved = 0;      // payload received
+  std::uint64_t bytes_moved = 0;      // requests and answers, all told
   std::uint64_t bytes_from_disk = 0;  // read by the daemon for it
 };
 
