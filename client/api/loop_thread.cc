@@ -16,6 +16,9 @@ std::string program_name() {
 /// Where a daemon on this host reads to. Enough for its disk to be busy; behind it lies the arena.
 constexpr std::uint64_t kWindowBytes = 32 * kMiB;
 
+/// How long a client that ends waits for the daemon to learn what it no longer reads.
+constexpr rt::Duration kFarewell = std::chrono::seconds(1);
+
 /// Null where the system refuses: bytes then go through the socket.
 std::shared_ptr<rt::SharedMemory> share(std::uint64_t arena_bytes) {
   auto memory = rt::make_shared_memory(kWindowBytes + round_up(arena_bytes, kUnitBytes));
@@ -86,12 +89,20 @@ ClientImpl::~ClientImpl() {
   if (!thread_.joinable()) return;
   loop().post([this] {
     while (!operations_.empty()) end(*operations_.begin(), true);
-    if (session_) session_->close();
-    session_.reset();
-    arena_.reset();
-    loop().stop();
+    if (!session_) return stop();
+    farewell_ = std::make_unique<rt::Scope>(loop());
+    farewell_->spawn(rt::with_deadline(loop(), loop().now() + kFarewell, session_->protection().settled(), "farewell"),
+                     [this](Result<void>) { loop().post([this] { stop(); }); });
   });
   thread_.join();
+}
+
+void ClientImpl::stop() {
+  farewell_.reset();
+  if (session_) session_->close();
+  session_.reset();
+  arena_.reset();
+  loop().stop();
 }
 
 }  // namespace cairn

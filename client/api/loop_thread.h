@@ -78,6 +78,7 @@ struct ClientImpl : std::enable_shared_from_this<ClientImpl> {
     if (cancelled) op->cancelled();
     operations_.erase(op);
   }
+  void stop();  // on the loop: the last that runs there
   template <class T>
   static Task<void> carry(Task<T> task, std::shared_ptr<typename Future<T>::State> state) {
     state->set(co_await std::move(task));
@@ -86,6 +87,7 @@ struct ClientImpl : std::enable_shared_from_this<ClientImpl> {
 
   std::unique_ptr<rt::RealRuntime> runtime_;
   std::set<std::shared_ptr<Operation>> operations_;
+  std::unique_ptr<rt::Scope> farewell_;
   std::thread thread_;
 };
 

@@ -105,6 +105,12 @@ Task<void> Protection::renew(Session* session, std::shared_ptr<State> state) {
     CO_CHECK_OK(co_await rt::all(loop, std::move(calls)));
   }
   state->running = false;
+  state->changed.notify_all();
+  co_return {};
+}
+
+Task<void> Protection::settled_on(std::shared_ptr<State> state) {
+  while (state->running && state->open.empty()) co_await state->changed.wait();
   co_return {};
 }
 

@@ -47,8 +47,12 @@ class Protection {
   std::uint64_t draw();
   /// After that request's answer, which names owner and time-to-live; `asked`: when it was sent.
   std::shared_ptr<const Held> hold(std::uint64_t reader, OwnerId owner, rt::Duration ttl, rt::TimePoint asked);
+  /// Until the daemon was told of everything that was closed; at once while something is open. For a client that ends:
+  /// what is removed then need not wait for the time-to-live of a reader that has gone.
+  Task<void> settled() { return settled_on(state_); }
 
  private:
+  static Task<void> settled_on(std::shared_ptr<State> state);
   static Task<void> renew(Session* session, std::shared_ptr<State> state);
   static Task<void> send(Session* session, std::shared_ptr<State> state, HomeGroup group,
                          std::vector<std::uint64_t> open, std::vector<std::pair<std::uint64_t, OwnerId>> closed,

@@ -306,6 +306,16 @@ class Cli(CliCase):
         self.assertEqual(self.json_lines("ckpt", "ls", self.bucket), [])
         self.run_cairn("ckpt", "save", run, "--step", 1, path)
 
+    def test_a_command_that_has_read_leaves_no_registration_behind(self):
+        bucket = self.make_bucket()
+        path = self.write("f", b"x" * 100)
+        self.run_cairn("put", path, f"cairn://{bucket}/k")
+        self.run_cairn("ckpt", "save", bucket + "/r", "--step", 1, path)
+        for command in [["get", f"cairn://{bucket}/k", self.dir / "got"], ["ckpt", "restore", bucket + "/r", self.dir / "out"],
+                        ["ckpt", "verify", bucket + "/r"], ["ckpt", "show", bucket + "/r"]]:
+            self.run_cairn(*command)
+            self.assertEqual(self.metrics()["cairn_readers_open"], 0, command)  # or removal would wait for its ttl
+
     def test_an_older_launch_of_a_job_is_refused(self):
         run = self.make_bucket() + "/r"
         path = self.write("f", b"x")
