@@ -20,7 +20,7 @@ Task<void> read_blocks(storage::ChunkStore* store, ChunkId id, std::uint32_t off
                        rt::MutableBuffer memory) {
   auto whole = co_await store->read_raw(id, offset, size, memory);
   if (whole) co_return {};
-  for (std::uint32_t at = 0; at < size && whole.error().code == Errc::kFailed; at += kBlockBytes) {
+  for (std::uint32_t at = 0; at < size && whole.error().code == Errc::kDataLoss; at += kBlockBytes) {
     const auto block = std::min<std::uint32_t>(kBlockBytes, size - at);
     const rt::MutableBuffer into{memory.owner, memory.bytes.subspan(at, round_up(block, kSectorBytes))};
     (void)co_await store->read_raw(id, offset + at, block, into);

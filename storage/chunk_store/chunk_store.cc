@@ -169,6 +169,7 @@ class Store final : public ChunkStore {
     return (busy != busy_.end() && busy->second == Busy::kUploading) || in_doubt_.contains(id);
   }
 
+  Failure unreadable(Error why, ChunkId id, const Location& location, std::uint64_t offset);
   Task<std::optional<Location>> locate(ChunkId id);
   Task<std::vector<std::uint32_t>> block_crcs(ChunkId id, Location location);
   Task<std::shared_ptr<const ChunkEntry>> look_up(ChunkId id);
@@ -537,6 +538,18 @@ Task<std::shared_ptr<const ChunkEntry>> Store::look_up(ChunkId id) {
   }
 }
 
+/// A read of a chunk's bytes that the disk did not do: damage for whoever wants them, and told the operator too.
+Failure Store::unreadable(Error why, ChunkId id, const Location& location, std::uint64_t offset) {
+  auto error = std::move(why).with(text_of(id) + " in " + segment_name(location.segment) + " at offset " +
+                                   std::to_string(location.offset() + offset));
+  if (error.code == Errc::kFailed) error.code = Errc::kDataLoss;
+  if (error.code == Errc::kDataLoss) {
+    blocks_bad_++;
+    runtime_.log.write(rt::Level::kError, "block_bad", {{"reason", error.message}});
+  }
+  return fail(std::move(error));
+}
+
 Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
   Operation operation(*this);
   CO_CHECK_OK(check_open());
@@ -578,9 +591,7 @@ Task<Buffer> Store::read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64
   CO_TRY(auto file, co_await segments_->file_of(segment));
   rt::MutableBuffer into{std::move(memory.owner), memory.bytes.first(padded)};
   auto filled = co_await file->read(location.offset() + begin, std::move(into));
-  if (!filled)
-    co_return fail(std::move(filled).error().with(text_of(id) + " in " + segment_name(location.segment) +
-                                                  " at offset " + std::to_string(location.offset() + begin)));
+  if (!filled) co_return unreadable(std::move(filled).error(), id, location, begin);
   bytes_read_ += padded;
   for (auto at = begin; at < end && !bugs_.no_read_check; at += kBlockBytes) {
     const auto block = static_cast<std::uint32_t>(at / kBlockBytes);
@@ -620,9 +631,7 @@ Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uin
   CO_TRY(auto segment, segments_->find(location.segment));
   CO_TRY(auto file, co_await segments_->file_of(segment));
   auto filled = co_await file->read(location.offset() + offset, std::move(into));
-  if (!filled)
-    co_return fail(std::move(filled).error().with(text_of(id) + " in " + segment_name(location.segment) +
-                                                  " at offset " + std::to_string(location.offset() + offset)));
+  if (!filled) co_return unreadable(std::move(filled).error(), id, location, offset);
   bytes_read_ += padded;
   const auto first = entry->crcs.begin() + offset / kBlockBytes;
   raw.block_crcs.assign(first, first + static_cast<std::ptrdiff_t>(round_up(raw.size, kBlockBytes) / kBlockBytes));

@@ -83,7 +83,7 @@ class ChunkStore {
 
   /// [offset, offset + size) of a chunk, from blocks that all matched their CRCs. The range must not span more than one
   /// aligned piece of unit_bytes(): callers split. One unit is held by the returned Buffer.
-  /// errors: kNotFound;  kDataLoss  with chunk, block, segment and offset;  kInvalid  outside the chunk
+  /// errors: kNotFound;  kDataLoss  damaged or unreadable: chunk, block, segment, offset;  kInvalid  outside the chunk
   virtual Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) = 0;
   /// Whole blocks into the caller's memory, all of which matched their CRCs; less than `size` where the chunk ends.
   /// sizes:   as read_raw()
@@ -99,7 +99,7 @@ class ChunkStore {
   };
   /// sizes:  offset a multiple of 64 KiB, in one aligned piece of unit_bytes(); `into` aligned to 4096, with room for
   ///         `size` rounded up to 4096
-  /// errors: kNotFound;  kInvalid  outside the chunk
+  /// errors: kNotFound;  kDataLoss  the disk cannot read it;  kInvalid  outside the chunk
   virtual Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) = 0;
   virtual std::size_t unit_bytes() const = 0;
 

@@ -23,8 +23,8 @@ class File {
   /// flush() that was *submitted after* this completed.
   /// errors: kNoSpace  disk full;  kFailed  I/O error
   virtual Task<void> write(std::uint64_t offset, Buffer bytes) = 0;
-  /// Fills `into.bytes` from `offset` (same alignment rule) and gives the memory back; shorter at end of file is
-  /// kDataLoss.
+  /// Fills `into.bytes` from `offset` (same alignment rule) and gives the memory back.
+  /// errors: kDataLoss  the file ends before;  kFailed  I/O error
   virtual Task<rt::MutableBuffer> read(std::uint64_t offset, rt::MutableBuffer into) = 0;
   /// fdatasync: covers writes whose completion was seen before this call.
   virtual Task<void> flush() = 0;

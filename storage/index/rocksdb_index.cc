@@ -1,19 +1,25 @@
 #include "storage/index/rocksdb_index.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 #include <rocksdb/filter_policy.h>
 #include <rocksdb/table.h>
 #include <rocksdb/wal_filter.h>
 #include <rocksdb/write_batch.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cassert>
 #include <cerrno>
+#include <cstdarg>
+#include <cstdio>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -36,6 +42,13 @@ rocksdb::Slice slice(std::string_view bytes) {
 Failure failed(std::string_view what, const std::string& path, const rocksdb::Status& status) {
   const auto code = status.IsNoSpace() ? Errc::kNoSpace : status.IsCorruption() ? Errc::kDataLoss : Errc::kFailed;
   return fail(code, std::string(what) + " index " + path + ": " + status.ToString());
+}
+
+/// What is on the disk cannot be had: it is damaged, or the disk does not read it.
+Failure unreadable(std::string_view what, const std::string& path, const rocksdb::Status& status) {
+  const bool io = status.IsIOError() && status.ToString().find(errno_text(EIO)) != std::string::npos;
+  if (!io) return failed(what, path, status);
+  return fail(Errc::kDataLoss, std::string(what) + " index " + path + ": " + status.ToString());
 }
 
 Failure damaged(const std::string& path, Error why) {
@@ -115,7 +128,35 @@ rocksdb::ColumnFamilyOptions table_options(const RocksDbOptions& options, std::s
   return table;
 }
 
-rocksdb::DBOptions database_options(const RocksDbOptions& options) {
+/// RocksDB's diary, file LOG of the index: warnings of this start, and LOG.old of the one before. RocksDB's own logger
+/// ends the process at the first line after one that could not be written, when a disk that fails is what it should
+/// tell about: here such lines are lost.
+class InfoLog final : public rocksdb::Logger {
+ public:
+  explicit InfoLog(const std::string& path) : Logger(rocksdb::InfoLogLevel::WARN_LEVEL) {
+    ::rename((path + "/LOG").c_str(), (path + "/LOG.old").c_str());
+    fd_ = ::open((path + "/LOG").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+  }
+  ~InfoLog() override {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  using Logger::Logv;
+  void Logv(const char* format, va_list arguments) override {
+    char line[1024];
+    const int size = std::vsnprintf(line, sizeof line - 1, format, arguments);
+    if (fd_ < 0 || size < 0 || lines_.fetch_add(1) >= kLinesMax) return;
+    const auto end = std::min<std::size_t>(static_cast<std::size_t>(size), sizeof line - 2);
+    line[end] = '\n';
+    static_cast<void>(!::write(fd_, line, end + 1));
+  }
+
+ private:
+  static constexpr std::uint32_t kLinesMax = 4096;
+  int fd_ = -1;
+  std::atomic<std::uint32_t> lines_ = 0;
+};
+
+rocksdb::DBOptions database_options(const std::string& path, const RocksDbOptions& options) {
   rocksdb::DBOptions db;
   db.create_if_missing = true;
   db.create_missing_column_families = true;
@@ -130,9 +171,7 @@ rocksdb::DBOptions database_options(const RocksDbOptions& options) {
   db.max_total_wal_size = options.memory_bytes;
   db.max_open_files = options.open_files_max;
   db.max_background_jobs = 2;
-  db.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  db.max_log_file_size = kMiB;
-  db.keep_log_file_num = 2;
+  db.info_log = std::make_shared<InfoLog>(path);
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   return db;
@@ -168,7 +207,7 @@ struct Database {
     auto opened = std::make_unique<Database>();
     opened->path = path;
     FinishedLogs logs(path);
-    auto db_options = database_options(options);
+    auto db_options = database_options(path, options);
     db_options.wal_filter = &logs;  // used by open only
     const auto cache = rocksdb::NewLRUCache(options.memory_bytes / 2);
     std::vector<rocksdb::ColumnFamilyDescriptor> tables;
@@ -224,7 +263,7 @@ struct Database {
     if (status.IsNotFound())
       out.reset();
     else if (!status.ok())
-      return failed("read from", path, status);
+      return unreadable("read from", path, status);
     else
       out.emplace(value.data(), value.size());
     return true;
@@ -241,7 +280,7 @@ struct Database {
     std::vector<IndexEntry> entries;
     for (at->Seek(slice(from)); entries.size() < limit && at->Valid(); at->Next())
       entries.push_back({at->key().ToString(), at->value().ToString()});
-    if (!at->status().ok()) return failed("scan", path, at->status());
+    if (!at->status().ok()) return unreadable("scan", path, at->status());
     return entries;
   }
 
@@ -249,7 +288,7 @@ struct Database {
     rocksdb::ReadOptions how;
     how.fill_cache = false;
     const auto status = db->VerifyChecksum(how);
-    if (!status.ok()) return failed("verify", path, status);
+    if (!status.ok()) return unreadable("verify", path, status);
     return {};
   }
 

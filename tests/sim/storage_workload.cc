@@ -76,7 +76,7 @@ class StorageWorkload {
                             block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes))));
     return crcs;
   }
-  bool damage(const Error& error) const { return error.code == Errc::kDataLoss && swarm_.damages(); }
+  bool damage(const Error& error) const { return error.code == Errc::kDataLoss && swarm_.excuses(error); }
 
   bool open();
   void verify(const char* when);
@@ -241,7 +241,7 @@ Task<void> StorageWorkload::read_one(StorageWorkload* w, ChunkId id) {
     if (got->text() != bytes_of_chunk(id, chunk.length)) w->broken("P3", "wrong bytes of " + id.text());
   } else if (got.error().code == Errc::kNotFound) {
     if (there && chunk.state == ChunkState::kThere) w->broken("P1", id.text() + " was acknowledged and is absent");
-  } else if (got.error().code == Errc::kDataLoss && !w->swarm_.damages()) {
+  } else if (got.error().code == Errc::kDataLoss && !w->swarm_.excuses(got.error())) {
     w->broken("P3", got.error().message);
   }
   co_return {};

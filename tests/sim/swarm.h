@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "proto/common/result.h"
 #include "tests/sim/disk.h"
 #include "tests/sim/index.h"
 #include "tests/sim/net.h"
@@ -45,6 +46,11 @@ struct Swarm {
 
   /// Bytes may be damaged on the only disk: then a read may end in DATA_LOSS, and the target may refuse to open.
   bool damages() const { return rot > 0 || disk.lost_write > 0 || disk.misdirected_write > 0 || index_older; }
+  /// A read that ended in DATA_LOSS breaks no promise: bytes are damaged, or the disk did not read them, and it says
+  /// so.
+  bool excuses(const Error& loss) const {
+    return damages() || (disk.read_error > 0 && loss.message.find("Input/output error") != loss.message.npos);
+  }
   std::string text() const;
 };
 

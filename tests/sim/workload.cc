@@ -525,7 +525,7 @@ Task<void> Workload::check_step(Workload* w, Job* job, Node* node, std::shared_p
   // What a read may end in: unavailable while the world is broken, data loss when a fault damaged the only copy.
   auto excused = [&](const Error& error) {
     if (w->world_.tracing()) w->world_.trace(node->name(), "read: " + error.message);
-    if (error.code == Errc::kDataLoss) return w->swarm_.damages();
+    if (error.code == Errc::kDataLoss) return w->swarm_.excuses(error);
     if (error.code == Errc::kConflict || error.code == Errc::kProtocol || error.code == Errc::kInvalid) return false;
     return !must_read;
   };
@@ -922,7 +922,7 @@ Task<void> Workload::get_object(Workload* w, Node* node, std::shared_ptr<client:
   Call call(*w, what, 4 * kCallTimeout + kCallSlack);
   auto excused = [&](const Error& error) {
     if (w->world_.tracing()) w->world_.trace(node->name(), what + ": " + error.message);
-    if (error.code == Errc::kDataLoss) return w->swarm_.damages();
+    if (error.code == Errc::kDataLoss) return w->swarm_.excuses(error);
     return !must_read && error.code != Errc::kInvalid && error.code != Errc::kProtocol;
   };
   auto opened = co_await client::open_object(session, kBucket, object_key(key), node->now() + kCallTimeout);

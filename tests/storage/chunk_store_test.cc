@@ -581,7 +581,7 @@ TEST_CASE("chunk_store: a read error is an error of that read only", "[storage]"
   e.open();
   REQUIRE(e.put(chunk(0), pattern(0, 65536)));
   e.sim().image.fail_read_in = 1;
-  CHECK(code_of(e.run(e.chunks().read(chunk(0), 0, 100))) == Errc::kFailed);
+  CHECK(code_of(e.run(e.chunks().read(chunk(0), 0, 100))) == Errc::kDataLoss);
   CHECK(e.holds(chunk(0), pattern(0, 65536)));
 }
 
