@@ -237,7 +237,10 @@ TEST_CASE("chunks: a wrong question is not asked of every copy", "[server]") {
   Copies c;
   const auto group = c.group_of({0, 1});
   REQUIRE(c.put(group, 0));
+  int bad = 0;
+  c.chunks->on_bad_copy = [&bad](storage::Target&, const ChunkId&) { ++bad; };
   CHECK(c.run(c.chunks->read(group, Copies::id(0), kLength, 1)).error().code == Errc::kInvalid);
+  CHECK(bad == 0);  // or good copies would be looked at for damage
   CHECK(c.chunks->reads_elsewhere() == 0);
   CHECK(c.run(c.chunks->read(999, Copies::id(0), 0, 1)).error().code == Errc::kUnavailable);
 }
