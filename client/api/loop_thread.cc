@@ -1,7 +1,6 @@
 #include "client/api/loop_thread.h"
 
 #include <errno.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "proto/runtime/shared_memory.h"
@@ -66,11 +65,9 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
 
   // Fresh memory costs more to touch than to copy into; populating it changes no byte, so it may run beside a stage().
   if (options.arena_prefault)
-    impl->runtime_->seams().offload.submit(
-        [slab = memory ? memory->bytes() : impl->arena_->slab()] {
-          madvise(slab.data(), slab.size(), MADV_POPULATE_WRITE);
-        },
-        [] {});
+    impl->runtime_->seams().offload.submit([slab = memory ? memory->bytes() : impl->arena_->slab(),
+                                            stop = &impl->stopping_] { rt::fault_in(slab, *stop); },
+                                           [] {});
 
   client::SessionOptions session;
   session.servers = options.servers;
@@ -87,6 +84,7 @@ Result<std::shared_ptr<ClientImpl>> ClientImpl::start(ClientOptions options) {
 
 ClientImpl::~ClientImpl() {
   if (!thread_.joinable()) return;
+  stopping_ = true;
   loop().post([this] {
     while (!operations_.empty()) end(*operations_.begin(), true);
     if (!session_) return stop();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <set>
@@ -68,6 +69,8 @@ struct ClientImpl : std::enable_shared_from_this<ClientImpl> {
   std::unique_ptr<client::Arena> arena_;
 
  private:
+  std::atomic<bool> stopping_ = false;  // ends work on other threads early
+
   struct Operation {
     std::unique_ptr<rt::Scope> scope;
     std::function<void()> cancelled;

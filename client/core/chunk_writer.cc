@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "proto/common/checksum.h"
+#include "proto/common/crc_join.h"
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
 
@@ -33,9 +34,10 @@ struct CopyPass {
           std::min({from.size(), static_cast<std::size_t>(kBlockBytes - at % kBlockBytes), unit_bytes - in_unit});
       if (at % kBlockBytes == 0) block_crc = block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes));
       const auto to = units[unit].bytes.subspan(in_unit, size);
-      std::memcpy(to.data(), from.data(), size);
-      block_crc = crc32c(to, block_crc);
-      plain_crc = crc32c(to, plain_crc);
+      const auto before = block_crc;
+      block_crc = copy_with_crc32c(to, from.first(size), before);
+      // The two differ only by what came before these bytes.
+      plain_crc = crc32c_join(plain_crc ^ before, block_crc, size);
       at += static_cast<std::uint32_t>(size);
       from = from.subspan(size);
       if (at % kBlockBytes == 0) ended.push_back(block_crc);

@@ -30,6 +30,7 @@ struct SessionOptions {
   std::uint64_t window_bytes = 0;
   /// Ranges that are shorter on average are gathered by the daemon: of the blocks around them too little is wanted.
   std::uint64_t shared_range_bytes_min = 2 * kBlockBytes;
+  bool shared_unchecked = false;  // planted bug: what is read into the window is not verified
   rt::Duration dial_max = std::chrono::seconds(5);
   rt::Duration backoff_min = std::chrono::milliseconds(20);
   rt::Duration backoff_max = std::chrono::seconds(1);
@@ -68,6 +69,7 @@ class Session : public std::enable_shared_from_this<Session> {
   /// Where daemons on this host read to; null: there is none, or the daemon does not see it.
   rt::UnitPool* window() const { return shares_memory_ ? window_.get() : nullptr; }
   std::uint64_t shared_range_bytes_min() const { return options_.shared_range_bytes_min; }
+  bool shared_unchecked() const { return options_.shared_unchecked; }
   /// What SessionOptions::memory said.
   std::shared_ptr<rt::SharedMemory> memory() const { return options_.memory; }
   /// Where bytes of the shared memory lie in it; nothing for other bytes.

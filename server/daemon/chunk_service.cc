@@ -8,6 +8,7 @@
 
 #include "proto/common/checksum.h"
 #include "proto/common/units.h"
+#include "proto/rt/mapped_pages.h"
 #include "proto/wire/codec.h"
 #include "proto/wire/wire.pb.h"
 
@@ -31,23 +32,9 @@ Result<ChunkId> check_put(const wire::PutChunk& put) {
   return id;
 }
 
-/// Bytes [at, at + size) of the client's memory. errors: kInvalid
-Result<rt::MutableBuffer> shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size) {
-  auto memory = call.memory();
-  const auto all = memory ? memory->bytes() : std::span<std::byte>();
-  if (at % kSectorBytes != 0 || at > all.size() || size > all.size() - at)
-    return fail(Errc::kInvalid, std::to_string(size) + " bytes at " + std::to_string(at) +
-                                    " of the client's shared memory, which has " + std::to_string(all.size()));
-  return rt::MutableBuffer{.owner = std::move(memory), .bytes = all.subspan(at, size)};
-}
-
-/// The next piece of a chunk, from the client's memory or from the stream.
-Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call, const wire::PutChunk& put,
-                                   std::uint32_t at, std::uint32_t expected, std::uint32_t unit_bytes) {
-  if (put.shared_size() > 0) {
-    const auto piece = static_cast<int>(at / unit_bytes);
-    co_return shared_part(*call, put.shared(piece), round_up(expected, kSectorBytes));
-  }
+/// The next piece of a chunk that comes through the stream.
+Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call, std::uint32_t at,
+                                   std::uint32_t expected) {
   CO_TRY(auto data, co_await call->next_data());
   wire::DataHeader header;
   CO_CHECK_OK(wire::decode(data.message, header, "data header"));
@@ -59,6 +46,23 @@ Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call,
 }
 
 }  // namespace
+
+Result<rt::MutableBuffer> ChunkService::shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size) {
+  auto memory = call.memory();
+  const auto all = memory ? memory->bytes() : std::span<std::byte>();
+  if (at % kSectorBytes != 0 || at > all.size() || size > all.size() - at)
+    return fail(Errc::kInvalid, std::to_string(size) + " bytes at " + std::to_string(at) +
+                                    " of the client's shared memory, which has " + std::to_string(all.size()));
+  mapped_bytes_ += size;
+  mapped_.insert(memory);
+  if (mapped_bytes_ > options_.mapped_bytes_max) {
+    for (const auto& weak : mapped_)
+      if (auto* pages = dynamic_cast<rt::MappedPages*>(weak.lock().get())) pages->unmap_pages();
+    mapped_.clear();
+    mapped_bytes_ = 0;
+  }
+  return rt::MutableBuffer{.owner = std::move(memory), .bytes = all.subspan(at, size)};
+}
 
 // Of the memory readers have three quarters, which may be given back in a moment or not: a quarter is read straight
 // into, one put together in frames, and one shared, which gives way. So readers who do not read cannot keep writers
@@ -73,8 +77,14 @@ ChunkService::ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, 
       options_(options),
       reads_(runtime.loop, std::max<std::size_t>(units.units() / 4, 1)),
       frames_(runtime.loop, std::max<std::size_t>(units.units() / 4, 1)),
+      shared_writes_(runtime.loop, std::max<std::size_t>(options.shared_writes, 1)),
       shared_(runtime, chunks, units, options.shared) {
   if (options_.frame_bytes == 0) options_.frame_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
+}
+
+Task<void> ChunkService::write_piece(Chunks::Upload& upload, std::uint32_t at, rt::MutableBuffer piece,
+                                     std::uint32_t size, rt::Semaphore::Lease /*turn*/) {
+  co_return co_await upload.write(at, std::move(piece), size);
 }
 
 Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request) {
@@ -98,12 +108,21 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   for (std::uint32_t at = 0; at < request.length();) {
     if (failure) co_return fail(*std::move(failure));
     const auto expected = std::min(piece_bytes, request.length() - at);
-    auto piece = co_await next_piece(call, request, at, expected, piece_bytes);
+    rt::Semaphore::Lease turn;
+    Result<rt::MutableBuffer> piece = fail(Errc::kFailed, "");
+    if (request.shared_size() > 0) {
+      // No memory of ours bounds how much is under way: this does.
+      CO_TRY(turn, co_await shared_writes_.acquire(1));
+      piece = shared_part(*call, request.shared(static_cast<int>(at / piece_bytes)), round_up(expected, kSectorBytes));
+    } else {
+      piece = co_await next_piece(call, at, expected);
+    }
     if (!piece) co_return fail(std::move(piece).error().with("chunk " + id.text()));
     owners_.touch(id.owner);
-    writes.spawn(upload->write(at, *std::move(piece), expected), [&failure](Result<void> written) {
-      if (!written && !failure) failure = std::move(written).error();
-    });
+    writes.spawn(write_piece(*upload, at, *std::move(piece), expected, std::move(turn)),
+                 [&failure](Result<void> written) {
+                   if (!written && !failure) failure = std::move(written).error();
+                 });
     at += expected;
   }
   CO_CHECK_OK(co_await writes.join());

@@ -39,6 +39,9 @@ class ChunkService {
     std::size_t expected_max = 1024;  // pieces of one request that are known beforehand to be shared
     std::size_t read_ahead = 4;       // pieces of one request read at once
     std::uint32_t frame_bytes = 0;    // largest payload; 0: the store's unit
+    std::size_t shared_writes = 32;   // pieces on their way from clients' memory to the disk
+    // Of clients' memory that this process has in its page tables: it counts in its resident size.
+    std::uint64_t mapped_bytes_max = 32 * kMiB;
     bool existing_unseen = false;  // planted bug: an id that came before is accepted without looking at what is stored
   };
   ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, rt::UnitPool& units, Options options);
@@ -72,6 +75,10 @@ class ChunkService {
   Task<void> read_piece(DataGroup group, std::shared_ptr<Ahead> ahead);
   Task<void> read_shared_piece(DataGroup group, std::shared_ptr<rpc::ServerCall> call, wire::ReadShared_Piece piece,
                                wire::ReadSharedReply_Piece* out);
+  static Task<void> write_piece(Chunks::Upload& upload, std::uint32_t at, rt::MutableBuffer piece, std::uint32_t size,
+                                rt::Semaphore::Lease turn);
+  /// Bytes [at, at + size) of the client's memory. errors: kInvalid
+  Result<rt::MutableBuffer> shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size);
   /// Always an error: why a chunk is not there.
   Task<Buffer> absent(ChunkId id, std::string message);
 
@@ -82,7 +89,11 @@ class ChunkService {
   rt::UnitPool& units_;
   Options options_;
   rt::Semaphore reads_, frames_;  // units
+  rt::Semaphore shared_writes_;
   SharedBlocks shared_;
+  // Clients' memory used since it was unmapped last, and how much of it.
+  std::set<std::weak_ptr<rt::SharedMemory>, std::owner_less<>> mapped_;
+  std::uint64_t mapped_bytes_ = 0;
   std::set<ChunkId> seen_;  // only for the planted bug
 };
 

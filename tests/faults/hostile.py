@@ -8,6 +8,7 @@ inside its memory budget, gives its descriptors back, and writes a bounded numbe
 """
 import argparse
 import errno
+import fcntl
 import os
 import pathlib
 import random
@@ -29,6 +30,7 @@ ARGS = None
 MIB = 1 << 20
 HELLO, HELLO_REPLY, REQUEST, REPLY, ERROR, DATA, CREDIT, CANCEL, PING, PONG = range(1, 11)
 MAP, PUT_CHUNK, OBJECT_LIST = 1, 10, 33
+F_ADD_SEALS, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 2, 4
 
 CRC = []
 for byte in range(256):
@@ -313,6 +315,43 @@ class Hostile(unittest.TestCase):
             peer.close()
         self.lines(daemon, time.monotonic() - began)
         self.assertNotIn("\x1b", daemon.text())
+        self.ended(daemon, fds)
+
+    def test_memory_that_could_be_taken_away_is_not_mapped(self):
+        """A client offers memory with its hello: unsealed, shrunk to nothing, a file, a pipe; then the right kind."""
+        daemon = self.started()
+        fds = daemon.fds()
+        # features (field 3): bit 0 says that memory comes with the hello
+        offer = bytes([8, 1, 16, 1, 24, 1, 34, 7]) + b"hostile"
+
+        def answered(fd):
+            peer = self.keep(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            peer.settimeout(30)
+            peer.connect(str(daemon.unix))
+            socket.send_fds(peer, [frame(HELLO, offer)], [fd])
+            os.close(fd)
+            kind, _, message, _ = read_frame(peer)
+            self.assertEqual(kind, HELLO_REPLY)
+            return message[:4]  # version, features
+
+        def memory(size, seals):
+            fd = os.memfd_create("hostile", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, F_ADD_SEALS, seals)
+            return fd
+
+        reader, writer = os.pipe()
+        os.close(writer)
+        plain, name = tempfile.mkstemp(dir=self.dir)
+        os.unlink(name)
+        refused = [memory(MIB, 0), memory(MIB, F_SEAL_GROW), memory(0, F_SEAL_SHRINK), memory(MIB + 1, F_SEAL_SHRINK),
+                   os.memfd_create("hostile", os.MFD_CLOEXEC), plain, reader]
+        for fd in refused:
+            answer = answered(fd)
+            self.assertEqual(answer[:2], bytes([8, 1]))
+            self.assertNotEqual(answer[2], 16)  # no features
+        self.assertIn("event=shared_memory_refused", daemon.text())
+        self.assertEqual(answered(memory(MIB, F_SEAL_SHRINK)), bytes([8, 1, 16, 1]))
         self.ended(daemon, fds)
 
     def test_giant_lengths_cost_nothing(self):

@@ -8,12 +8,18 @@
 #include <asio/io_context.hpp>
 #include <asio/use_awaitable.hpp>
 
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <numeric>
 #include <thread>
 
@@ -694,4 +700,73 @@ TEST_CASE("client: callbacks, co_await, Asio tokens and cancellation share one i
   // A client may go while something of its own still waits.
   auto orphan = save->commit_async();
   job.client.reset();
+}
+
+TEST_CASE("client: one that scribbles over memory that the daemon writes from hurts only its own attempt",
+          "[integration]") {
+  const auto shared_now = [] {  // what this process shares with daemons, by its first byte
+    std::map<std::uint64_t, std::uint64_t> out;
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+      if (line.find("/memfd:cairn") == std::string::npos) continue;
+      char* dash = nullptr;
+      const auto begin = std::strtoull(line.c_str(), &dash, 16);
+      out.emplace(begin, std::strtoull(dash + 1, nullptr, 16) - begin);
+    }
+    return out;
+  };
+  Job job;
+  const auto honest = shared_now();
+  auto scribbler = Client::connect(job.options());
+  REQUIRE(scribbler);
+  auto mine = shared_now();
+  for (const auto& [begin, size] : honest) mine.erase(begin);
+  REQUIRE(mine.size() == 1);
+  const std::span<std::byte> memory(reinterpret_cast<std::byte*>(mine.begin()->first), mine.begin()->second);
+
+  const auto bytes = pattern(40'000'000, 1);
+  const auto save = [&](Client& client, const std::string& name, std::uint64_t step) -> std::optional<Errc> {
+    auto run = client.open_run({.name = "b/" + name, .launch = {.job = name, .restart = step}});
+    REQUIRE(run);
+    auto begun = run->begin_save({.step = step});
+    REQUIRE(begun);
+    REQUIRE(begun->add_blob("x", bytes));
+    auto ticket = begun->stage();
+    if (!ticket) return ticket.error().code;
+    auto committed = ticket->wait();
+    return committed ? std::optional<Errc>() : committed.error().code;
+  };
+  const auto restored = [&](Client& client, const std::string& name, std::uint64_t step) -> std::optional<Errc> {
+    auto opened = client.open_step("b/" + name, step);
+    REQUIRE(opened);
+    auto blob = opened->blob("x");
+    if (blob) CHECK((*blob == bytes));  // whatever happened: never other bytes
+    return blob ? std::optional<Errc>() : blob.error().code;
+  };
+
+  const auto scribbling = fork();
+  REQUIRE(scribbling >= 0);
+  if (scribbling == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (std::uint64_t i = 1;; i += 0x9e3779b97f4a7c15ull) memory[i % memory.size()] ^= std::byte{1};
+  }
+  int failed = 0;
+  for (std::uint64_t step = 1; step <= 4; ++step) {
+    const auto outcome = save(*scribbler, "scribbled", step);
+    if (outcome) {
+      CHECK((outcome == Errc::kDataLoss || outcome == Errc::kAttemptFailed));
+      ++failed;
+    } else if (const auto read = restored(*job.client, "scribbled", step)) {
+      CHECK(read == Errc::kDataLoss);  // scribbled between the daemon's check and its disk
+    }
+    // Beside it, and on the same daemon, nobody notices.
+    CHECK_FALSE(save(*job.client, "honest", step));
+    CHECK_FALSE(restored(*job.client, "honest", step));
+  }
+  kill(scribbling, SIGKILL);
+  waitpid(scribbling, nullptr, 0);
+  CHECK(failed > 0);
+  // Nor is it held against the one who stops.
+  CHECK_FALSE(save(*scribbler, "scribbled", 9));
+  CHECK_FALSE(restored(*scribbler, "scribbled", 9));
 }

@@ -6,10 +6,12 @@
 
 #include "proto/common/buffer.h"
 #include "proto/common/checksum.h"
+#include "proto/common/crc_join.h"
 #include "proto/common/ids.h"
 #include "proto/common/quantity.h"
 #include "proto/common/result.h"
 #include "proto/common/text.h"
+#include "proto/common/units.h"
 
 using namespace cairn;
 
@@ -18,6 +20,23 @@ TEST_CASE("checksum: crc32c is the standard one, and continues", "[common]") {
   CHECK(crc32c("6789", crc32c("12345")) == 0xe3069283u);
   std::array<std::byte, 9> out{};
   CHECK(copy_with_crc32c(out, bytes_of("123456789")) == 0xe3069283u);
+
+  // Of all sizes and alignments, and joined from parts.
+  std::string bytes(3 * kBlockBytes + 100, '\0'), copy(bytes.size() + 64, '\0');
+  std::uint32_t state = 1;
+  for (auto& c : bytes) c = static_cast<char>((state = state * 1664525u + 1013904223u) >> 24);
+  for (const std::size_t size : {0ul, 1ul, kBlockBytes - 1, kBlockBytes + 0ul, kBlockBytes + 1, 3 * kBlockBytes + 77ul})
+    for (const std::size_t to : {0ul, 1ul, 8ul, 24ul})
+      for (const std::size_t from : {0ul, 3ul, 8ul}) {
+        std::ranges::fill(copy, '-');
+        const auto source = std::string_view(bytes).substr(from, size);
+        const auto span = std::as_writable_bytes(std::span(copy)).subspan(to, size);
+        CHECK(copy_with_crc32c(span, bytes_of(source), 99) == crc32c(source, 99));
+        CHECK(std::string_view(copy).substr(to, size) == source);
+        CHECK(std::ranges::count(copy.substr(0, to), '-') == static_cast<std::ptrdiff_t>(to));
+        CHECK(copy[to + size] == '-');
+        CHECK(crc32c_join(crc32c("before", 5), crc32c(source), size) == crc32c(source, crc32c("before", 5)));
+      }
   CHECK(text_of(out) == "123456789");
 }
 

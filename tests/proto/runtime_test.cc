@@ -8,8 +8,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
@@ -18,6 +20,7 @@
 #include "proto/common/buffer.h"
 #include "proto/common/text.h"
 #include "proto/common/units.h"
+#include "proto/rt/mapped_pages.h"
 #include "proto/rt/offload.h"
 #include "proto/runtime/runtime.h"
 #include "proto/runtime/shared_memory.h"
@@ -145,6 +148,36 @@ TEST_CASE("net: memory attached to a unix socket is the same memory on the other
     co_return {};
   };
   CHECK(f.run(body(f, f.address(kind), kind == "unix")));
+}
+
+TEST_CASE("shared memory: pages that are let go leave the process's size, not the memory", "[runtime]") {
+  constexpr std::size_t kBytes = 8 * kMiB + kSectorBytes;  // not whole huge pages
+  const auto resident = [] {
+    std::ifstream statm("/proc/self/statm");
+    std::uint64_t size = 0, all = 0, shared = 0;
+    statm >> size >> all >> shared;
+    return shared * kSectorBytes;
+  };
+  auto made = make_shared_memory(kBytes);
+  REQUIRE(made);
+  const auto bytes = (*made)->bytes();
+  bytes[12345] = std::byte{1};
+  const std::atomic<bool> stopped = true, goes_on = false;
+  fault_in(bytes, stopped);
+  const auto before = resident();
+  fault_in(bytes, goes_on);
+  CHECK(resident() - before > kBytes - kMiB);
+  CHECK(bytes[12345] == std::byte{1});
+  std::ranges::fill(bytes, std::byte{7});
+
+  auto theirs = map_shared_memory(dup(descriptor_of(**made)));
+  REQUIRE(theirs);
+  const auto touched = resident();
+  CHECK(std::ranges::count((*theirs)->bytes(), std::byte{7}) == kBytes);
+  CHECK(resident() - touched > kBytes - kMiB);
+  dynamic_cast<MappedPages&>(**theirs).unmap_pages();
+  CHECK(resident() < touched + kMiB);
+  CHECK(std::ranges::count((*theirs)->bytes(), std::byte{7}) == kBytes);
 }
 
 TEST_CASE("net: memory that its owner could take away is refused, and descriptors do not pile up", "[runtime]") {

@@ -1,4 +1,5 @@
 #include "proto/common/checksum.h"
+#include "proto/rt/mapped_pages.h"
 #include "tests/server/fixture.h"
 #include "tests/sim/memory.h"
 
@@ -123,6 +124,41 @@ TEST_CASE("daemon: puts that do not fit together are refused and store nothing",
   CHECK_FALSE(f.has(id));
   CHECK_FALSE(outcome(good, pieces));
   CHECK(f.has(id));
+}
+
+TEST_CASE("daemon: pages of its clients' memory do not add up in its own size", "[server]") {
+  struct Mapped final : rt::SharedMemory, rt::MappedPages {
+    std::span<std::byte> bytes() const override { return memory.bytes(); }
+    void unmap_pages() override { ++times; }
+    sim::SimMemory memory{8 * kTestUnitBytes};
+    int times = 0;
+  };
+  Daemon::Options options;
+  options.chunks.mapped_bytes_max = 3 * kTestUnitBytes;
+  ChunkFixture f(options);
+  const auto mapped = std::make_shared<Mapped>();
+  f.memory = mapped;
+  const auto block = std::string(kBlockBytes, 'x');
+  std::memcpy(mapped->bytes().data(), block.data(), block.size());
+  const auto put = [&](std::uint32_t index) {
+    const auto id = f.chunk(index);
+    wire::PutChunk request;
+    *request.mutable_stamp() = f.stamp_of(false, kFirstDataGroup);
+    wire::to_wire(id, *request.mutable_id());
+    request.set_length(kBlockBytes);
+    const std::vector<std::uint32_t> crcs{crc32c(block, block_seed(id, 0))};
+    request.add_block_crcs(crcs[0]);
+    request.set_digest(storage::chunk_digest(crcs));
+    request.add_shared(0);
+    return f.exchange(Method::kPutChunk, wire::encode(request), {}).reply.has_value();
+  };
+  constexpr auto kBlocks = 3 * kTestUnitBytes / kBlockBytes;
+  for (std::uint32_t i = 0; i < kBlocks; ++i) REQUIRE(put(i));
+  CHECK(mapped->times == 0);
+  REQUIRE(put(kBlocks));
+  CHECK(mapped->times == 1);
+  for (std::uint32_t i = 1; i <= 2 * kBlocks + 2; ++i) REQUIRE(put(kBlocks + i));
+  CHECK(mapped->times == 3);
 }
 
 TEST_CASE("daemon: a chunk is written from the memory that its client shares, and read into it", "[server]") {

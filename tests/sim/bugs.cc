@@ -98,6 +98,7 @@ std::vector<BugName> planted_bugs() {
   for (const auto& known : kStorageBugs) out.push_back({known.name, known.what, "storage"});
   for (const auto& known : kSaveBugs) out.push_back({known.name, known.what, known.workload});
   for (const auto& known : kMembershipBugs) out.push_back({known.name, known.what, known.workload});
+  out.push_back({kSharedUnchecked, "the client does not verify what is read into its memory", "checkpoint"});
   return out;
 }
 

@@ -9,6 +9,9 @@
 
 namespace cairn::sim {
 
+/// The client's.
+inline constexpr char kSharedUnchecked[] = "shared_unchecked";
+
 /// The switch of the storage engine that `bug` names; none for other names.
 storage::PlantedBugs storage_bugs(const std::string& bug);
 /// The same of the server.

@@ -15,6 +15,7 @@
 #include "proto/wire/wire.pb.h"
 #include "storage/chunk_store/chunk_store.h"
 #include "storage/chunk_store/layout.h"
+#include "tests/sim/bugs.h"
 #include "tests/sim/daemon.h"
 #include "tests/sim/job.h"
 #include "tests/sim/memory.h"
@@ -256,6 +257,7 @@ Task<std::shared_ptr<client::Session>> Workload::connect(Workload* w, Node* node
     options.window_bytes = kWindowBytes;
     options.shared_range_bytes_min = 1 * kKiB;  // the tensors here are small
     options.memory = std::make_shared<SimMemory>(kWindowBytes + kArenaBytes);
+    options.shared_unchecked = w->options_.bug == kSharedUnchecked;
   }
   for (;;) {
     Call call(*w, node->name() + " connect");
