@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "bench/checkpoint/checkpoint.h"
+#include "bench/disk/disk.h"
 #include "bench/open/open.h"
 #include "bench/plan/plan.h"
 #include "bench/tiny/tiny.h"
@@ -39,6 +40,8 @@ int main(int argc, char** argv) {
       checkpoint->add_option("--bytes", o.bytes, "total size, instead of --scale")->transform(CLI::AsSizeValue(false));
   bytes->excludes(scale);
   checkpoint->add_option("--ranks", o.ranks, "rank processes")->check(CLI::Range(1, 256))->capture_default_str();
+  checkpoint->add_option("--processes", o.processes, "that the ranks share, each a thread; default: one a rank")
+      ->check(CLI::Range(1, 256));
   checkpoint->add_option("--layout", layout, "tensor,pipeline,data parallel; their product is the number of ranks");
   checkpoint->add_option("--rounds", o.rounds, "measured rounds, after a first one that is reported apart")
       ->check(CLI::Range(1, 1000))
@@ -56,6 +59,8 @@ int main(int argc, char** argv) {
   auto* data = checkpoint->add_option("--data", o.data, "folder for a daemon of its own, and for the peers' files");
   auto* server = checkpoint->add_option("--server", o.server, "a running daemon, HOST:PORT");
   data->excludes(server);
+  checkpoint->add_option("--server-http", o.server_http, "its http address, for its CPU time and memory")
+      ->needs(server);
   checkpoint->add_option("--transport", o.transport, "auto, tcp, unix or shm")
       ->check(CLI::IsMember({"auto", "tcp", "unix", "shm"}))
       ->capture_default_str();
@@ -123,10 +128,35 @@ int main(int argc, char** argv) {
   tiny->add_option("--daemon-flag", t.daemon_flags, "passed to the own daemon; may be repeated")
       ->allow_extra_args(false);
   tiny->add_flag("--json", t.json, "one JSON object instead of a table");
+
+  DiskOptions d;
+  auto* disk = app.add_subcommand("disk", "The storage engine alone, without network, beside O_DIRECT files");
+  disk->footer("Example: cairn-bench disk --data /data/bench --streams 4 --json");
+  disk->add_option("--data", d.data, "folder; DATA/engine is made, and removed at the end")->required();
+  disk->add_option("--bytes", d.bytes, "total size")->transform(CLI::AsSizeValue(false))->capture_default_str();
+  disk->add_option("--chunk-bytes", d.chunk_bytes, "64 KiB to 64 MiB, a multiple of 64 KiB")
+      ->transform(CLI::AsSizeValue(false))
+      ->capture_default_str();
+  disk->add_option("--streams", d.streams, "writers, then readers, at once")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  disk->add_option("--rounds", d.rounds, "measured rounds, after a first one that is reported apart")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  disk->add_flag("--json", d.json, "one JSON object instead of a table");
   CLI11_PARSE(app, argc, argv);
   if (plan->parsed()) return run_plan(p);
   if (open->parsed()) return run_open(n);
   if (tiny->parsed()) return run_tiny(t);
+
+  if (disk->parsed()) {
+    if (d.chunk_bytes < 64 * 1024 || d.chunk_bytes > 64 * 1024 * 1024 || d.chunk_bytes % (64 * 1024) != 0) {
+      std::cerr << "cairn-bench disk: --chunk-bytes " << d.chunk_bytes
+                << ": must be 64 KiB to 64 MiB, a multiple of 64 KiB\n";
+      return 2;
+    }
+    return run_disk(d);
+  }
 
   const auto usage = [](const std::string& what) {
     std::cerr << "cairn-bench checkpoint: " << what << "\n";

@@ -9,10 +9,11 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "bench/checkpoint/peers.h"
+#include "bench/common/figures.h"
 #include "bench/common/processes.h"
 
 namespace cairn::bench {
@@ -128,6 +129,9 @@ class RankWork {
     ClientOptions options;
     options.servers = {store.address};
     options.arena_bytes = options_.arena_bytes;
+    // A save that is to stall for a copy only needs room for all of it.
+    if (options_.mode == "async" && saves_ != nullptr)
+      options.arena_bytes = std::max(options.arena_bytes, saves_->bytes + 4 * std::uint64_t{options_.chunk_bytes});
     options.chunk_bytes = options_.chunk_bytes;
     options.chunks_in_flight = options_.chunks_in_flight;
     options.connections = options_.connections;
@@ -208,42 +212,6 @@ Span together(const std::vector<Report>& reports) {
   return s;
 }
 
-/// Figures by name, one value a round; the first round stands apart.
-class Figures {
- public:
-  void add(const std::string& name, std::uint32_t round, double value) {
-    (round == 0 ? first_[name] : rounds_[name]).push_back(value);
-  }
-  double median(const std::string& name) const {
-    auto found = rounds_.find(name);
-    if (found == rounds_.end() || found->second.empty()) return 0;
-    auto v = found->second;
-    std::sort(v.begin(), v.end());
-    return v.size() % 2 ? v[v.size() / 2] : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
-  }
-  nlohmann::json json() const {
-    nlohmann::json out;
-    for (const auto& [name, values] : rounds_) {
-      const auto [low, high] = std::minmax_element(values.begin(), values.end());
-      out[name] = {{"min", *low}, {"median", median(name)}, {"max", *high}};
-      if (auto f = first_.find(name); f != first_.end()) out[name]["first_round"] = f->second.front();
-    }
-    return out;
-  }
-  void print() const {
-    fmt::print("{:<28}{:>12}{:>12}{:>12}{:>14}\n", "", "min", "median", "max", "first round");
-    for (const auto& [name, values] : rounds_) {
-      const auto [low, high] = std::minmax_element(values.begin(), values.end());
-      auto f = first_.find(name);
-      fmt::print("{:<28}{:>12.4g}{:>12.4g}{:>12.4g}{:>14.4g}\n", name, *low, median(name), *high,
-                 f == first_.end() ? 0.0 : f->second.front());
-    }
-  }
-
- private:
-  std::map<std::string, std::vector<double>> rounds_, first_;
-};
-
 bool wants(const CheckpointOptions& o, const char* peer) {
   return std::find(o.peers.begin(), o.peers.end(), peer) != o.peers.end();
 }
@@ -304,13 +272,25 @@ int run_checkpoint(const CheckpointOptions& options) {
     mkdir((work_folder + "/files").c_str(), 0700);
   }
   const auto world = static_cast<std::uint32_t>(saved.size());
-  const auto processes = static_cast<std::uint32_t>(std::max(saved.size(), restored.size()));
-  Ranks ranks(processes, [&](std::uint32_t r) -> Ranks::Work {
-    auto work = std::make_shared<RankWork>(options, address, fresh_address, work_folder + "/files", world,
-                                           r < saved.size() ? &saved[r] : nullptr,
-                                           r < restored.size() ? &restored[r] : nullptr, r);
-    return [work](std::uint32_t, std::uint32_t phase, std::uint64_t argument, Report& report) {
-      (*work)(phase, argument, report);
+  const auto rank_count = static_cast<std::uint32_t>(std::max(saved.size(), restored.size()));
+  const auto processes = options.processes == 0 ? rank_count : std::min(options.processes, rank_count);
+  Ranks ranks(processes, [&](std::uint32_t process) -> Ranks::Work {
+    std::vector<std::shared_ptr<RankWork>> works;
+    for (auto r = process; r < rank_count; r += processes)
+      works.push_back(std::make_shared<RankWork>(options, address, fresh_address, work_folder + "/files", world,
+                                                 r < saved.size() ? &saved[r] : nullptr,
+                                                 r < restored.size() ? &restored[r] : nullptr, r));
+    return [works](std::uint32_t, std::uint32_t phase, std::uint64_t argument, Report& report) {
+      if (works.size() == 1) return (*works[0])(phase, argument, report);
+      std::vector<Report> reports(works.size(), report);
+      std::vector<std::thread> threads;
+      for (std::size_t i = 0; i < works.size(); ++i)
+        threads.emplace_back([&, i] {
+          (*works[i])(phase, argument, reports[i]);
+          reports[i].end = now_seconds();
+        });
+      for (auto& thread : threads) thread.join();
+      for (const auto& one : reports) report.add(one);
     };
   });
   for (const auto& at : options.steady ? std::vector{address, fresh_address} : std::vector{address}) {
@@ -318,6 +298,9 @@ int run_checkpoint(const CheckpointOptions& options) {
     if (!admin) return fail_with(admin.error().message);
     auto made = admin->create_bucket({.name = "bench"});
     if (!made && made.error().code != Errc::kExists) return fail_with(made.error().message);
+    // What an earlier run of the benchmark left.
+    if (auto removed = admin->remove_steps_after(kRun, 0); !removed && removed.error().code != Errc::kNotFound)
+      return fail_with(removed.error().message);
   }
 
   Figures figures;
@@ -375,15 +358,18 @@ int run_checkpoint(const CheckpointOptions& options) {
     if (options.steady && round % 2 == 1)  // in turn the first, for what the first leaves to the second
       if (auto failed = save_fresh(); !failed.empty()) return fail_with(failed);
     // Cairn.
-    auto before = own ? use_of(daemon.pid()) : ProcessUse{};
+    const auto daemon_use = [&] { return own ? use_of(daemon.pid()) : use_from_metrics(options.server_http); };
+    const bool sees_daemon = own || !options.server_http.empty();
+    auto before = daemon_use();
     const auto save = phase(kSave, step);
     if (!save.failed.empty()) return fail_with("save: " + save.failed);
-    if (own) {
-      const auto after = use_of(daemon.pid());
+    auto after = daemon_use();
+    auto rss_bytes_max = after.rss_bytes_max;
+    if (sees_daemon) {
       figures.add("cpu_seconds_server", round, after.cpu_seconds - before.cpu_seconds);
       figures.add("save_cpu_seconds_per_gb", round, (save.cpu + after.cpu_seconds - before.cpu_seconds) / gb);
-      figures.add("rss_bytes_max", round, static_cast<double>(after.rss_bytes_max));
     }
+    figures.add("bytes", round, static_cast<double>(bytes));
     figures.add("save_seconds", round, save.seconds);
     figures.add("stall_seconds", round, save.stall);
     figures.add("cpu_seconds_client", round, save.cpu);
@@ -397,13 +383,17 @@ int run_checkpoint(const CheckpointOptions& options) {
     Span restore;
     if (restores) {
       if (auto failed = cold(); !failed.empty()) return fail_with(failed);
-      before = own ? use_of(daemon.pid()) : ProcessUse{};
+      before = daemon_use();
       const auto read_before = own ? daemon.metric(kReadBytes) : std::nullopt;
       restore = phase(kRestore, step);
       if (!restore.failed.empty()) return fail_with("restore: " + restore.failed);
-      if (own)
-        figures.add("restore_cpu_seconds_per_gb", round,
-                    (restore.cpu + use_of(daemon.pid()).cpu_seconds - before.cpu_seconds) / gb);
+      after = daemon_use();
+      rss_bytes_max = std::max(rss_bytes_max, after.rss_bytes_max);
+      if (sees_daemon) {
+        figures.add("restore_cpu_seconds_server", round, after.cpu_seconds - before.cpu_seconds);
+        figures.add("restore_cpu_seconds_per_gb", round, (restore.cpu + after.cpu_seconds - before.cpu_seconds) / gb);
+      }
+      figures.add("restore_cpu_seconds_client", round, restore.cpu);
       figures.add("restore_seconds", round, restore.seconds);
       figures.add("bytes_wanted", round, static_cast<double>(restore.wanted));
       figures.add("bytes_moved", round, static_cast<double>(restore.moved));
@@ -414,6 +404,7 @@ int run_checkpoint(const CheckpointOptions& options) {
       const auto check = phase(round == 0 ? kCheckAll : kCheck, 0);
       if (check.wrong > 0) return fail_with(fmt::format("restore: {} bytes are wrong", check.wrong));
     }
+    if (sees_daemon) figures.add("rss_bytes_max", round, static_cast<double>(rss_bytes_max));
     if (round > 0 && !options.steady) {
       auto admin = Client::connect({.servers = {address}});
       if (admin) (void)admin->remove_step(kRun, step - 1);
@@ -444,25 +435,34 @@ int run_checkpoint(const CheckpointOptions& options) {
       if (auto failed = peer("odirect", kDirectSave, kDirectRestore, "save_vs_odirect", "restore_vs_odirect");
           !failed.empty())
         return fail_with(failed);
-    if (comparable) figures.add("memcpy_seconds", round, phase(kMemcpy, 0).seconds);
+    if (comparable) {
+      const auto memcpy_seconds = phase(kMemcpy, 0).seconds;
+      figures.add("memcpy_seconds", round, memcpy_seconds);
+      if (options.mode == "async") figures.add("stall_vs_memcpy", round, save.stall / memcpy_seconds);
+    }
     if (!options.json)
       fmt::print("round {}{}: save {:.3f} s, restore {:.3f} s\n", round, round == 0 ? " (first, apart)" : "",
                  save.seconds, restore.seconds);
   }
+  {
+    auto admin = Client::connect({.servers = {address}});
+    if (admin) (void)admin->remove_step(kRun, options.rounds + 1);
+  }
   if (options.json) {
     auto out = figures.json();
-    out["bytes"] = bytes;
     out["ranks"] = world;
+    out["processes"] = processes;
     out["rounds"] = options.rounds;
     out["model"] = options.model;
     out["scale"] = scale;
     out["mode"] = options.mode;
     out["transport"] = options.transport;
     out["cold"] = restores ? "daemon restarted, " + cache_method : "not measured";
+    out["load_average"] = load_average();
     fmt::print("{}\n", out.dump(1));
   } else {
-    fmt::print("\n{} ranks, {} bytes ({:.2f} GiB), {} rounds, transport {}, cold reads by: {}\n", world, bytes, gib,
-               options.rounds, options.transport, cache_method);
+    fmt::print("\n{} ranks, {} bytes ({:.2f} GiB), {} rounds, transport {}, cold reads by: {}; load {}\n", world, bytes,
+               gib, options.rounds, options.transport, cache_method, load_average());
     figures.print();
   }
   return 0;

@@ -14,6 +14,7 @@ struct CheckpointOptions {
   double scale = 0;         // of every element count; 0: from bytes
   std::uint64_t bytes = 0;  // total size, another way to say scale
   std::uint32_t ranks = 4;
+  std::uint32_t processes = 0;  // that they share; 0: one each
   std::optional<Parallelism> layout;
   std::uint32_t rounds = 5;         // measured, after one that is reported apart
   std::string mode = "restore";     // save | restore | reshard | async
@@ -21,7 +22,7 @@ struct CheckpointOptions {
   Content content = Content::kWeights;
   bool steady = false;  // a step is freed before the next is saved, and a daemon that recycles nothing beside
   std::vector<std::string> peers;  // files, odirect
-  std::string data, server, transport = "auto";
+  std::string data, server, server_http, transport = "auto";
   std::string daemon_program;
   std::vector<std::string> daemon_flags;
   std::uint64_t arena_bytes = 256ull << 20;

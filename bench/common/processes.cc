@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -53,6 +54,44 @@ ProcessUse use_of(pid_t pid) {
   while (std::getline(status, line))
     if (line.starts_with("VmHWM:")) use.rss_bytes_max = std::strtoull(line.c_str() + 6, nullptr, 10) * 1024;
   return use;
+}
+
+std::optional<double> metric_at(const std::string& http, const std::string& name) {
+  const auto colon = http.rfind(':');
+  if (colon == std::string::npos) return std::nullopt;
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(std::strtoul(http.c_str() + colon + 1, nullptr, 10)));
+  if (inet_pton(AF_INET, http.substr(0, colon).c_str(), &address.sin_addr) != 1) return std::nullopt;
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return std::nullopt;
+  std::string text;
+  const std::string request = "GET /metrics HTTP/1.1\r\nHost: " + http + "\r\nConnection: close\r\n\r\n";
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 &&
+      write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size())) {
+    char buffer[4096];
+    for (ssize_t n = 0; (n = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
+  }
+  close(fd);
+  const auto at = text.find("\n" + name + " ");
+  if (at == std::string::npos) return std::nullopt;
+  return std::strtod(text.c_str() + at + name.size() + 2, nullptr);
+}
+
+ProcessUse use_from_metrics(const std::string& http) {
+  return {.cpu_seconds = metric_at(http, "cairn_process_cpu_seconds_total").value_or(0),
+          .rss_bytes_max = static_cast<std::uint64_t>(metric_at(http, "cairn_process_resident_max_bytes").value_or(0))};
+}
+
+void Report::add(const Report& other) {
+  end = std::max(end, other.end);
+  stall = std::max(stall, other.stall);
+  wanted += other.wanted;
+  moved += other.moved;
+  from_disk += other.from_disk;
+  wrong_bytes += other.wrong_bytes;
+  if (other.failed && !failed) std::memcpy(error, other.error, sizeof error);
+  failed |= other.failed;
 }
 
 struct Ranks::Shared {
@@ -170,25 +209,7 @@ std::string OwnDaemon::start() {
 }
 
 std::optional<double> OwnDaemon::metric(const std::string& name) const {
-  const auto colon = http_.rfind(':');
-  if (colon == std::string::npos) return std::nullopt;
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(std::stoi(http_.substr(colon + 1))));
-  if (inet_pton(AF_INET, http_.substr(0, colon).c_str(), &address.sin_addr) != 1) return std::nullopt;
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return std::nullopt;
-  std::string text;
-  const std::string request = "GET /metrics HTTP/1.1\r\nHost: " + http_ + "\r\nConnection: close\r\n\r\n";
-  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0 &&
-      write(fd, request.data(), request.size()) == static_cast<ssize_t>(request.size())) {
-    char buffer[4096];
-    for (ssize_t n = 0; (n = read(fd, buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(n));
-  }
-  close(fd);
-  const auto at = text.find("\n" + name + " ");
-  if (at == std::string::npos) return std::nullopt;
-  return std::strtod(text.c_str() + at + name.size() + 2, nullptr);
+  return metric_at(http_, name);
 }
 
 void OwnDaemon::stop() {

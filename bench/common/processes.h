@@ -19,6 +19,10 @@ struct ProcessUse {
   std::uint64_t rss_bytes_max = 0;
 };
 ProcessUse use_of(pid_t pid);
+/// One value of the /metrics at HOST:PORT, an IPv4 address; nothing when it does not answer.
+std::optional<double> metric_at(const std::string& http, const std::string& name);
+/// The same of a daemon elsewhere, from its /metrics; zeros when it does not answer there.
+ProcessUse use_from_metrics(const std::string& http);
 
 /// What a rank reports of one phase.
 struct Report {
@@ -29,6 +33,8 @@ struct Report {
   double figures[16] = {};  // what else a phase has to tell, by its own numbers
   bool failed = false;
   char error[512] = {};
+  /// Another rank of the same process. CPU time is the process's own.
+  void add(const Report& other);
 };
 
 /// Rank processes, forked before this process has threads. Each runs `work(rank, phase, argument)` for every phase that

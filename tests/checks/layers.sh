@@ -2,7 +2,7 @@
 # Includes follow the arrows between the layers. Prints nothing when they do.
 #   tests/checks/layers.sh [ROOT]
 #
-#   proto/common <- proto/rt <- proto <- storage <- server      storage/format <- client      bench (but plan and open), examples: public headers
+#   proto/common <- proto/rt <- proto <- storage <- server      storage/format <- client      bench (but disk, plan and open), examples: public headers
 set -euo pipefail
 cd "${1:-$(dirname "$0")/../..}"
 
@@ -21,6 +21,7 @@ find proto storage server client bench -name '*.h' -o -name '*.cc' -o -name '*.p
       [qr{^client/examples/},       qr{^(cairn|client/examples)/}],
       [qr{^client/},                qr{^(proto|storage/format|client|cairn)/}],
       [qr{^bench/(plan|open)/},     qr{^(proto|storage/format|client/core|bench)/}],
+      [qr{^bench/disk/},            qr{^(proto|storage|bench)/}],
       [qr{^bench/},                 qr{^(cairn|bench)/}],
     );
     @ours = qr{^(proto|storage|server|client|bench|tests|cairn)/};

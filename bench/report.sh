@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Measures everything that docs/benchmarks.md shows, and writes its table and plots, and README's table, anew.
+#
+#   bench/report.sh DIR [ROUNDS]     # DIR on the disk to measure, with 20 GiB free; the build is build/release
+#   bench/report.sh --render         # only writes tables and plots from the figures in docs/benchmarks/*.json
+#
+# Runs one after the other: a machine with nothing else to do, please. With 10 rounds it takes about an hour and a half.
+# BYTES (default 4GiB) and RANKS (default "4 8") make it shorter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ "${1:-}" != --render ]; then
+  dir="${1:?usage: bench/report.sh DIR [ROUNDS] | --render}" rounds="${2:-10}"
+  bench="${BENCH:-build/release/bin/cairn-bench}" bytes="${BYTES:-4GiB}"
+  mkdir -p docs/benchmarks "$dir"
+  keep() {  # NAME ARGUMENTS...: a run that fails leaves the figures of before
+    local name="$1"; shift
+    echo "$(date -u +%H:%M:%S) $name: cairn-bench $*" >&2
+    "$bench" "$@" --rounds "$rounds" --json > "docs/benchmarks/$name.json.new" 2> "$dir/$name.log" ||
+      { echo "failed; see $dir/$name.log" >&2; tail -3 "$dir/$name.log" >&2; exit 1; }
+    mv "docs/benchmarks/$name.json.new" "docs/benchmarks/$name.json"
+    rm -rf "$dir/run"
+  }
+  for ranks in ${RANKS:-4 8}; do
+    for transport in shm unix tcp; do
+      keep "$transport-$ranks" checkpoint --bytes "$bytes" --ranks "$ranks" --transport "$transport" --data "$dir/run" \
+        --peer files,odirect
+      keep "$transport-$ranks-8b" checkpoint --model 8b --scale 0.01 --ranks "$ranks" --transport "$transport" \
+        --data "$dir/run" --peer files,odirect
+    done
+    keep "async-$ranks" checkpoint --mode async --bytes 2GiB --ranks "$ranks" --transport shm --data "$dir/run"
+  done
+  keep disk disk --bytes 2GiB --streams 4 --data "$dir/run"
+fi
+exec python3 bench/plot.py
