@@ -20,6 +20,7 @@ Task<void> read_blocks(storage::ChunkStore* store, ChunkId id, std::uint32_t off
                        rt::MutableBuffer memory) {
   auto whole = co_await store->read_raw(id, offset, size, memory);
   if (whole) co_return {};
+  if (whole.error().code == Errc::kUnavailable) co_return fail(std::move(whole).error());
   for (std::uint32_t at = 0; at < size && whole.error().code == Errc::kDataLoss; at += kBlockBytes) {
     const auto block = std::min<std::uint32_t>(kBlockBytes, size - at);
     const rt::MutableBuffer into{memory.owner, memory.bytes.subspan(at, round_up(block, kSectorBytes))};
@@ -41,7 +42,8 @@ Task<Copier::Sources> Copier::sources(const storage::ChunkInfo& chunk, storage::
   Sources out;
   for (auto* target : order) {
     auto entry = co_await target->chunks().entry(info.id);
-    if (!entry || !*entry) continue;  // an index that cannot say where it lies is no source
+    if (!entry && !out.error) out.error = entry.error();
+    if (!entry || !*entry) continue;
     if ((*entry)->info.digest != info.digest || (*entry)->info.length != info.length) continue;
     out.stores.push_back(&target->chunks());
     if (out.crcs.empty()) out.crcs = std::move((*entry)->block_crcs);
@@ -78,6 +80,8 @@ Task<rt::MutableBuffer> Copier::gather(ChunkId id, std::uint32_t offset, std::ui
 
 Task<bool> Copier::copy(storage::ChunkInfo chunk, storage::Target& to, std::optional<std::string> place, Pace& pace) {
   CO_TRY(const auto from, co_await sources(chunk, to));
+  // Gone everywhere, or nobody knows? What is taken for gone is not looked for any more.
+  if (from.stores.empty() && from.error) co_return fail(Error(*from.error));
   if (from.stores.empty()) co_return false;
   if (from.crcs.empty()) co_return fail(Errc::kDataLoss, text_of(chunk.id) + ": no index has good block CRCs of it");
   auto started = place ? co_await to.chunks().start_repair(chunk.id, *std::move(place), from.crcs)
@@ -93,7 +97,7 @@ Task<bool> Copier::copy(storage::ChunkInfo chunk, storage::Target& to, std::opti
     if (!piece) {
       // Removed meanwhile? Then this is no damage.
       CO_TRY(const auto now, co_await sources(chunk, to));
-      if (now.stores.empty()) co_return false;
+      if (now.stores.empty() && !now.error) co_return false;
       co_return fail(std::move(piece).error());
     }
     CO_CHECK_OK(co_await upload->write(at, *std::move(piece), size));

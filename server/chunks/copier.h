@@ -34,6 +34,7 @@ class Copier {
   struct Sources {
     std::vector<storage::ChunkStore*> stores;  // that have it, the most trusted first
     std::vector<std::uint32_t> crcs;           // empty: damaged everywhere
+    std::optional<Error> error;                // of an index that could not say whether it has it
   };
   Task<Sources> sources(const storage::ChunkInfo& chunk, storage::Target& to);
   Task<rt::MutableBuffer> gather(ChunkId id, std::uint32_t offset, std::uint32_t size, const Sources& from);

@@ -71,6 +71,11 @@ Task<void> wait_for(rt::Signal& signal) {
   co_return {};
 }
 
+/// It will not be better the next time: told, instead of tried for ever.
+bool lasting(const Error& error) {
+  return error.code == Errc::kDataLoss || error.code == Errc::kFailed;
+}
+
 /// Whether the chunk belongs to something: damage in what will be freed is nobody's loss. No answer: it does.
 bool matters(const Answer& answer, const ChunkId& id) {
   if (answer.kind == Answer::Kind::kNone || answer.loss != id.owner.loss()) return true;
@@ -269,14 +274,14 @@ Task<void> Scrub::pass(Look& look) {
     auto verified = co_await look.target.verify();
     if (!going()) co_return {};
     look.pass.errors.clear();
-    if (!verified && verified.error().code != Errc::kDataLoss) co_return fail(std::move(verified).error());
+    if (!verified && !lasting(verified.error())) co_return fail(std::move(verified).error());
     if (!verified) index_damaged(verified.error());
   }
   bool whole = true;
   for (auto saved = runtime_.loop.now();;) {
     auto page = co_await list(look);
     if (!going()) co_return {};
-    if (!page && page.error().code != Errc::kDataLoss) co_return fail(std::move(page).error());
+    if (!page && !lasting(page.error())) co_return fail(std::move(page).error());
     if (!page) {  // nobody can say what comes behind it
       whole = false;
       index_damaged(page.error());
@@ -350,7 +355,7 @@ Task<Scrub::Looked> Scrub::examine(Look& look, ChunkId id, Pace& pace) {
   // A chunk is repaired once at a time, and is removed once: the third look is at one that lies still.
   for (int tries = 0; tries < 3; ++tries) {
     auto found = co_await read(look, id, pace);
-    if (!found && found.error().code == Errc::kDataLoss) {
+    if (!found && lasting(found.error())) {
       // The index cannot say where it lies, and what cannot be found cannot be replaced.
       CO_TRY(const auto turn, co_await look.turn.acquire(1));
       CO_TRY(const auto info, co_await elsewhere(look, id));

@@ -234,6 +234,32 @@ TEST_CASE("scrub: a copy that the index has lost is put back", "[server]") {
   CHECK(f.scrub().empty());
 }
 
+TEST_CASE("copier: no answer of an index is not taken for a chunk that is gone", "[server]") {
+  ScrubFixture f(2);
+  const auto id = f.object("k", 1);
+  const auto info = f.entry(0, id)->info;
+  const auto key = id.key();
+  storage::Batch batch;
+  batch.erase(storage::Table::kChunks, {key.data(), key.size()});
+  batch.erase(storage::Table::kBlockCrcs, {key.data(), key.size()});
+  REQUIRE(f.run(f.targets->all()[1].target->committer().commit(std::move(batch))));
+  f.restart_after(sim::Death::kProcess);
+  Copier copier(*f.targets, *f.units, false);
+  Pace pace(f.node, 0);
+  auto& lacking = *f.targets->all()[1].target;
+  auto gone = info;
+  gone.id.index = 9;
+  CHECK_FALSE(f.run(copier.copy(gone, lacking, std::nullopt, pace)).value());
+  f.indexes[0]->faults.read_error = 1;
+  // Whoever brings up a member would let it serve without the chunk.
+  auto unknown = f.run(copier.copy(info, lacking, std::nullopt, pace));
+  REQUIRE_FALSE(unknown);
+  CHECK(unknown.error().code == Errc::kDataLoss);
+  f.indexes[0]->faults.read_error = 0;
+  CHECK(f.run(copier.copy(info, lacking, std::nullopt, pace)).value());
+  CHECK(f.whole(1, id, 1));
+}
+
 TEST_CASE("scrub: a read that goes round damage has it repaired", "[server]") {
   ScrubFixture f(2);
   const auto id = f.object("k", 1);
