@@ -108,7 +108,7 @@ Task<void> Scrub::load() {
     // What is only about looking after a target must not keep it from serving.
     auto stored = co_await look->target.index().get(Table::kMeta, kKey);
     auto known = stored && *stored ? decode(**stored) : Result<Pass>(Pass());
-    if (stored && known) look->pass = *std::move(known);
+    if (stored && known) look->pass = *known;
     auto damage = co_await look->damage.load();
     for (const auto* error :
          {stored ? nullptr : &stored.error(), known ? nullptr : &known.error(), damage ? nullptr : &damage.error()})
