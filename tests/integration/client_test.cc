@@ -704,14 +704,13 @@ TEST_CASE("client: callbacks, co_await, Asio tokens and cancellation share one i
 
 TEST_CASE("client: one that scribbles over memory that the daemon writes from hurts only its own attempt",
           "[integration]") {
-  const auto shared_now = [] {  // what this process shares with daemons, by its first byte
-    std::map<std::uint64_t, std::uint64_t> out;
+  const auto shared_now = [] {  // what this process shares with daemons: begin and end
+    std::map<void*, void*> out;
     std::ifstream maps("/proc/self/maps");
     for (std::string line; std::getline(maps, line);) {
-      if (line.find("/memfd:cairn") == std::string::npos) continue;
-      char* dash = nullptr;
-      const auto begin = std::strtoull(line.c_str(), &dash, 16);
-      out.emplace(begin, std::strtoull(dash + 1, nullptr, 16) - begin);
+      void *begin = nullptr, *end = nullptr;
+      if (line.find("/memfd:cairn") != std::string::npos && std::sscanf(line.c_str(), "%p-%p", &begin, &end) == 2)
+        out.emplace(begin, end);
     }
     return out;
   };
@@ -720,9 +719,9 @@ TEST_CASE("client: one that scribbles over memory that the daemon writes from hu
   auto scribbler = Client::connect(job.options());
   REQUIRE(scribbler);
   auto mine = shared_now();
-  for (const auto& [begin, size] : honest) mine.erase(begin);
+  for (const auto& [begin, end] : honest) mine.erase(begin);
   REQUIRE(mine.size() == 1);
-  const std::span<std::byte> memory(reinterpret_cast<std::byte*>(mine.begin()->first), mine.begin()->second);
+  const std::span memory(static_cast<std::byte*>(mine.begin()->first), static_cast<std::byte*>(mine.begin()->second));
 
   const auto bytes = pattern(40'000'000, 1);
   const auto save = [&](Client& client, const std::string& name, std::uint64_t step) -> std::optional<Errc> {
