@@ -38,6 +38,7 @@ Task<void> create_bucket(std::shared_ptr<Session> session, BucketSummary bucket,
   create.mutable_policy()->set_keep_last(bucket.keep_last);
   create.mutable_policy()->set_keep_every(bucket.keep_every);
   create.mutable_policy()->set_keep_days(bucket.keep_days);
+  create.set_id(session->runtime().random.next() | 1);  // by which the daemon knows a request that is sent again
   CO_CHECK_OK(co_await call_bucket<wire::Empty>(session, wire::Method::kBucketCreate, std::move(create), deadline));
   co_return {};
 }

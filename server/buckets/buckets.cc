@@ -93,11 +93,14 @@ Task<wire::Empty> Buckets::create(wire::BucketCreate request) {
   *record.mutable_policy() = request.policy();
   record.mutable_policy()->set_copies(std::max(request.policy().copies(), 1U));
   record.set_created_unix_nanos(runtime_.loop.wall_nanos());
-  record.set_id(runtime_.random.next() | 1);  // 0 means any
+  record.set_id(request.id() != 0 ? request.id() : runtime_.random.next() | 1);  // 0 means any
   Edit edit(bucket_group(request.bucket()));
   edit.absent(bucket_key(request.bucket())).put(bucket_key(request.bucket()), record);
   if (auto done = co_await edit.apply(records_); !done) {
     if (done.error().code != Errc::kConflict) co_return fail(std::move(done).error());
+    CO_TRY(const auto there,
+           co_await load<records::Bucket>(records_, bucket_group(request.bucket()), bucket_key(request.bucket())));
+    if (there.exists() && there.value.id() == record.id()) co_return wire::Empty();  // the answer was lost
     co_return fail(Errc::kExists, "bucket '" + request.bucket() + "' exists already");
   }
   usage_.policy_is(request.bucket(), record.policy().quota_bytes(), record.policy().copies());

@@ -29,6 +29,20 @@ TEST_CASE("buckets: are listed by name, are made once, and survive a power loss"
   CHECK(f.make_bucket("a").error().code == Errc::kExists);
 }
 
+TEST_CASE("buckets: a request to make one that is sent again succeeds, also after a restart, and only that one",
+          "[server]") {
+  Fixture f;
+  wire::BucketCreate create;
+  create.set_bucket("b");
+  create.set_id(5);
+  REQUIRE(f.call<wire::Empty>(Method::kBucketCreate, create));
+  CHECK(f.call<wire::Empty>(Method::kBucketCreate, create));
+  f.restart_after(sim::Death::kPowerLoss);
+  CHECK(f.call<wire::Empty>(Method::kBucketCreate, create));
+  create.set_id(6);
+  CHECK(f.call<wire::Empty>(Method::kBucketCreate, create).error().code == Errc::kExists);
+}
+
 TEST_CASE("buckets: bad names and policies that cannot be kept are refused", "[server]") {
   Fixture f;
   for (const auto* name : {"", "..", "a/b", "a b", "\xc3\xa4"})

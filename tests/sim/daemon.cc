@@ -239,6 +239,7 @@ Task<void> SimDaemon::run(SimDaemon* self) {
 }
 
 void SimDaemon::start() {
+  refused_.reset();
   node_.spawn(run(this), [this](Result<void> opened) {
     if (opened) return;
     last_error_ = opened.error().message;
@@ -261,6 +262,13 @@ void SimDaemon::kill(Death death, bool silent, rt::Duration down) {
     node_.restart();
     start();
   });
+}
+
+rt::UnitPool& SimDaemon::units() {
+  return *process_->units;
+}
+server::Daemon& SimDaemon::process() {
+  return *process_->daemon;
 }
 
 bool SimDaemon::fail_stopped() const {

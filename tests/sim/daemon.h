@@ -17,6 +17,12 @@
 namespace cairn::rpc {
 class ServerCall;
 }
+namespace cairn::rt {
+class UnitPool;
+}
+namespace cairn::server {
+class Daemon;
+}
 
 namespace cairn::sim {
 
@@ -73,6 +79,9 @@ class SimDaemon {
   bool fail_stopped() const;
   /// Of the disks' space, what is kept to be written again.
   std::uint64_t kept_bytes() const;
+  /// Of the process that is ready: its buffers, and what it counts.
+  rt::UnitPool& units();
+  server::Daemon& process();
   /// From now on every answer about owners is true.
   void stop_lying() { options_.liveness_lies = 0; }
   void stop_duplicates() { options_.duplicates = 0; }

@@ -179,9 +179,10 @@ struct DiskImage::State : std::enable_shared_from_this<DiskImage::State> {
     }
     return d;
   }
+  /// Of operations that only directed tests fail.
+  static bool counted_down(std::uint64_t& countdown) { return countdown > 0 && --countdown == 0; }
   bool draw(double probability, std::uint64_t& countdown) {
-    if (countdown > 0 && --countdown == 0) return true;
-    return random.chance(probability);
+    return counted_down(countdown) || random.chance(probability);
   }
   bool room_for(const Inode& inode, std::uint64_t first, std::uint64_t count) {
     std::uint64_t wanted = 0;
@@ -233,6 +234,10 @@ Task<T> submit(std::shared_ptr<State> state, Caller caller, rt::Duration delay, 
 
 Error io_error(const std::string& name, const char* what) {
   return {Errc::kFailed, std::string(what) + " " + name + ": Input/output error"};
+}
+Error failed(State& state, const std::string& name, const char* what) {
+  state.world.injected(Fault::kWriteError, std::string(what) + " " + name);
+  return io_error(name, what);
 }
 Failure gone(Caller caller) {
   return fail(Errc::kFailed, "disk handle of a process that is gone (" + caller.node->name() + ")");
@@ -349,7 +354,9 @@ class SimFile final : public storage::File {
     if (caller.gone()) co_return gone(caller);
     auto& s = *state;
     ++s.image.counts.punches;
-    co_return co_await submit<void>(state, caller, s.delay(0), [state, inode, offset, size]() -> Result<void> {
+    const bool error = State::counted_down(s.image.fail_punch_in);
+    co_return co_await submit<void>(state, caller, s.delay(0), [=]() -> Result<void> {
+      if (error) return fail(failed(*state, name, "punch"));
       // Like fallocate: whole sectors inside the range go, the ragged ends become zeros.
       ++state->landed;
       const auto end = std::min(offset + size, inode->size);
@@ -400,8 +407,10 @@ class SimDisk final : public storage::Disk {
   using FilePtr = std::shared_ptr<storage::File>;
   static Task<FilePtr> create_on(std::shared_ptr<State> state, Caller caller, std::string name, std::uint64_t size) {
     if (caller.gone()) co_return gone(caller);
+    const bool error = State::counted_down(state->image.fail_create_in);
     co_return co_await submit<FilePtr>(
-        state, caller, state->delay(0), [state, caller, name = std::move(name), size]() -> Result<FilePtr> {
+        state, caller, state->delay(0), [state, caller, error, name = std::move(name), size]() -> Result<FilePtr> {
+          if (error) return fail(failed(*state, name, "create"));
           if (state->names.contains(name)) return fail(Errc::kExists, "create " + name + ": File exists");
           auto inode = std::make_shared<Inode>(state->accounting);
           const auto sectors = round_up(size, kSectorBytes) / kSectorBytes;
@@ -418,8 +427,10 @@ class SimDisk final : public storage::Disk {
   }
   static Task<FilePtr> open_on(std::shared_ptr<State> state, Caller caller, std::string name) {
     if (caller.gone()) co_return gone(caller);
+    const bool error = State::counted_down(state->image.fail_open_in);
     co_return co_await submit<FilePtr>(state, caller, state->delay(0),
-                                       [state, caller, name = std::move(name)]() -> Result<FilePtr> {
+                                       [state, caller, error, name = std::move(name)]() -> Result<FilePtr> {
+                                         if (error) return fail(failed(*state, name, "open"));
                                          auto it = state->names.find(name);
                                          if (it == state->names.end())
                                            return fail(Errc::kNotFound, "open " + name + ": No such file or directory");
@@ -428,8 +439,11 @@ class SimDisk final : public storage::Disk {
   }
   static Task<void> change_on(std::shared_ptr<State> state, Caller caller, DirectoryChange change) {
     if (caller.gone()) co_return gone(caller);
+    const bool unlink = change.kind == DirectoryChange::kUnlink;
+    const bool error = State::counted_down(unlink ? state->image.fail_unlink_in : state->image.fail_rename_in);
     co_return co_await submit<void>(state, caller, state->delay(0),
-                                    [state, change = std::move(change)]() mutable -> Result<void> {
+                                    [state, error, change = std::move(change)]() mutable -> Result<void> {
+                                      if (error) return fail(failed(*state, change.from, "rename or unlink"));
                                       if (!state->names.contains(change.from))
                                         return fail(Errc::kNotFound, change.from + ": No such file or directory");
                                       change.landed = ++state->landed;
@@ -457,8 +471,11 @@ class SimDisk final : public storage::Disk {
   }
   static Task<std::vector<std::string>> list_on(std::shared_ptr<State> state, Caller caller) {
     if (caller.gone()) co_return gone(caller);
+    const bool error = State::counted_down(state->image.fail_list_in);
     co_return co_await submit<std::vector<std::string>>(state, caller, state->delay(0),
-                                                        [state]() -> Result<std::vector<std::string>> {
+                                                        [state, error]() -> Result<std::vector<std::string>> {
+                                                          if (error)
+                                                            return fail(failed(*state, "the directory", "list"));
                                                           std::vector<std::string> out;
                                                           for (const auto& [name, _] : state->names)
                                                             out.push_back(name);
@@ -467,7 +484,9 @@ class SimDisk final : public storage::Disk {
   }
   static Task<Space> space_on(std::shared_ptr<State> state, Caller caller) {
     if (caller.gone()) co_return gone(caller);
-    co_return co_await submit<Space>(state, caller, state->delay(0), [state]() -> Result<Space> {
+    const bool error = State::counted_down(state->image.fail_space_in);
+    co_return co_await submit<Space>(state, caller, state->delay(0), [state, error]() -> Result<Space> {
+      if (error) return fail(failed(*state, "the file system", "statfs"));
       return Space{.total_bytes = state->accounting->capacity, .free_bytes = state->accounting->free()};
     });
   }

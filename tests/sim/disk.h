@@ -50,8 +50,11 @@ class DiskImage {
   std::unique_ptr<storage::Disk> attach(Node& node);
 
   DiskFaults faults;
-  /// The next n-th operation of a kind fails (1 = the next one); 0 = none. For directed tests.
-  std::uint64_t fail_write_in = 0, fail_flush_in = 0, fail_read_in = 0;
+  /// The next n-th operation of a kind fails (1 = the next one); 0 = none. For directed tests. A directory's sync is a
+  /// flush.
+  std::uint64_t fail_write_in = 0, fail_flush_in = 0, fail_read_in = 0, fail_punch_in = 0;
+  std::uint64_t fail_create_in = 0, fail_open_in = 0, fail_rename_in = 0, fail_unlink_in = 0, fail_list_in = 0,
+                fail_space_in = 0;
 
   void power_loss();
   /// Flips one bit of a durable byte, anywhere in written data of files whose name starts with `prefix`. False when

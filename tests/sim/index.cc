@@ -132,7 +132,7 @@ class SimIndex final : public storage::Index {
     auto& s = *state;
     ++s.image.counts.gets;
     co_await caller.node->sleep(s.delay());
-    CO_CHECK_OK(readable(s));
+    CO_CHECK_OK(readable(s, s.image.fail_get_in));
     auto& t = s.table(table);
     auto it = t.find(key);
     co_return it == t.end() ? std::nullopt : std::optional(it->second);
@@ -144,7 +144,7 @@ class SimIndex final : public storage::Index {
     auto& s = *state;
     ++s.image.counts.scans;
     co_await caller.node->sleep(s.delay());
-    CO_CHECK_OK(readable(s));
+    CO_CHECK_OK(readable(s, s.image.fail_scan_in));
     auto& t = s.table(table);
     std::vector<IndexEntry> out;
     for (auto it = t.lower_bound(from); it != t.end() && out.size() < limit && (to.empty() || it->first < to); ++it)
@@ -155,11 +155,12 @@ class SimIndex final : public storage::Index {
   static Task<void> verify_on(std::shared_ptr<State> state, Caller caller) {
     if (caller.gone()) co_return gone(caller);
     co_await caller.node->sleep(state->delay());
-    co_return readable(*state);
+    co_return readable(*state, state->image.fail_verify_in);
   }
 
-  static Result<void> readable(State& s) {
-    if (!s.random.chance(s.image.faults.read_error)) return {};
+  static Result<void> readable(State& s, std::uint64_t& countdown) {
+    const bool counted_down = countdown > 0 && --countdown == 0;
+    if (!counted_down && !s.random.chance(s.image.faults.read_error)) return {};
     s.world.injected(Fault::kIndexError, "read");
     return fail(Errc::kDataLoss, "index: block checksum mismatch");
   }

@@ -31,7 +31,8 @@ class IndexImage {
   std::unique_ptr<storage::Index> attach(Node& node);
 
   IndexFaults faults;
-  std::uint64_t fail_commit_in = 0;  // the n-th next commit fails; 0 = none
+  /// The n-th next one fails; 0 = none.
+  std::uint64_t fail_commit_in = 0, fail_get_in = 0, fail_scan_in = 0, fail_verify_in = 0;
   rt::Duration latency_min = std::chrono::microseconds(5);
   rt::Duration latency_max = std::chrono::microseconds(100);
 

@@ -104,6 +104,8 @@ struct SimNet::State : std::enable_shared_from_this<SimNet::State> {
     return it->second;
   }
 
+  static bool counted_down(std::uint64_t& countdown) { return countdown > 0 && --countdown == 0; }
+
   // ---- sending
 
   void send(const ConnectionPtr& c, int from, std::vector<std::byte> bytes) {
@@ -260,6 +262,7 @@ class SimStream final : public rt::Stream {
     auto& own = c->ends[end];
     auto& pipe = c->pipes[1 - end];
     assert(!into.empty());
+    if (State::counted_down(state->net.cut_read_in)) state->cut(c, false, end);
     for (;;) {
       if (own.closed) co_return fail(Errc::kUnavailable, peer_of(*c, end) + ": connection closed here");
       if (pipe.unread > 0) break;
@@ -293,6 +296,7 @@ class SimStream final : public rt::Stream {
                              std::vector<std::span<const std::byte>> pieces) {
     auto& own = c->ends[end];
     std::size_t piece = 0, at = 0;
+    const bool cut_at_end = State::counted_down(state->net.cut_write_in);
     for (;;) {
       while (piece < pieces.size() && at == pieces[piece].size()) {
         ++piece;
@@ -300,6 +304,10 @@ class SimStream final : public rt::Stream {
       }
       if (own.closed) co_return fail(Errc::kUnavailable, peer_of(*c, end) + ": connection closed here");
       if (own.reset) co_return reset_error(peer_of(*c, end));
+      if (piece == pieces.size() && cut_at_end) {
+        state->cut(c, state->random.chance(state->net.faults.ghost), end);
+        co_return reset_error(peer_of(*c, end));
+      }
       if (piece == pieces.size()) co_return {};
       auto& pipe = c->pipes[end];
       const auto used = pipe.unread + pipe.flying;
@@ -386,7 +394,7 @@ class Endpoint final : public rt::Net {
     if (!State::valid(address)) co_return fail(Errc::kInvalid, "dial " + address + ": not an address");
     const auto key = State::key_of(address, owner.node->host());
     auto& random = state->random;
-    const bool refused = random.chance(state->net.faults.refuse);
+    const bool refused = State::counted_down(state->net.refuse_dial_in) || random.chance(state->net.faults.refuse);
     co_await owner.node->sleep(state->latency(0));
     const auto host = key.substr(0, key.find_first_of(":!"));
     for (int attempts = 0;; ++attempts) {

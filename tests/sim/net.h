@@ -45,6 +45,9 @@ class SimNet {
 
   NetFaults faults;
   NetOptions options;
+  /// The next n-th of all dials is refused, read or write cut; 0 = none. For directed tests. What a write had sent
+  /// arrives all the same with the probability `faults.ghost`.
+  std::uint64_t refuse_dial_in = 0, cut_read_in = 0, cut_write_in = 0;
 
   std::unique_ptr<rt::Net> endpoint(Node& node);
 
