@@ -137,7 +137,8 @@ class Soak:
     def start_daemon(self):
         self.daemon = Daemon(self.options.daemon, self.data[0], self.log, [
             "--data", self.data[1], "--memory", f"{BUDGET // MIB}MiB", "--garbage-grace", "2s", "--garbage-interval", "2s",
-            "--reader-ttl", "5s", "--retention-interval", "2s", "--upload-idle", "15s", "--rank-silence", "5s"],
+            "--reader-ttl", "5s", "--retention-interval", "2s", "--upload-idle", "15s", "--rank-silence", "5s",
+            "--space-recycle", "512MiB"],
             listen=self.listen)
         self.listen = self.daemon.server
         self.ready.append(self.daemon.seconds_to_ready)
