@@ -17,7 +17,6 @@ namespace cairn::fuzz {
 namespace {
 
 using namespace std::chrono_literals;
-using wire::FrameHeader;
 using wire::FrameKind;
 
 constexpr std::uint8_t kReply = 0, kError = 1, kData = 2, kBadData = 3, kRaw = 4, kKinds = 6;

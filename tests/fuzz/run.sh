@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fuzzes every decoder for a while, two at once. Needs the build of the preset `fuzz`. The last line says how many passed.
 #
-#   tests/fuzz/run.sh                      every target for 60 seconds
+#   tests/fuzz/run.sh                      every target for 60 seconds (or CAIRN_FUZZ_SECONDS)
 #   tests/fuzz/run.sh --seconds 600 http   one, longer
 #   tests/fuzz/run.sh --keep               what reaches something new goes into tests/fuzz/corpus (at most 64 inputs each, named by
 #                                          their hash; others stay)
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' tests/fuzz/run.sh; }
 
 program=build/fuzz/bin/cairn-fuzz
-seconds=60 keep=
+seconds="${CAIRN_FUZZ_SECONDS:-60}" keep=
 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
