@@ -279,7 +279,8 @@ int run_plan(const PlanOptions& options) {
     folder = temporary.path = name;
   }
   mkdir(folder.c_str(), 0700);
-  std::vector<std::string> flags{"--memory", std::to_string(options.memory_bytes)};
+  // One process plays the ranks, some at a time: the last may begin long after the first.
+  std::vector<std::string> flags{"--memory", std::to_string(options.memory_bytes), "--rank-join", "2h"};
   flags.insert(flags.end(), options.daemon_flags.begin(), options.daemon_flags.end());
   OwnDaemon daemon(options.daemon_program, folder + "/store", flags);
   auto address = options.server;

@@ -257,6 +257,8 @@ std::vector<Option> make_table() {
       // ---- [rank]: ranks of a save
       duration("rank.silence", &O::rank_silence, milliseconds(100), kYear, kStart,
                "After which a rank that has not sealed and says nothing fails its save for all ranks"),
+      duration("rank.join", &O::rank_join, seconds(1), kYear, kStart,
+               "After which a rank that has not begun fails a save that others have begun"),
 
       // ---- [reader]
       duration("reader.ttl", &O::reader_ttl, seconds(1), kYear, kStart,

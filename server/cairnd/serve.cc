@@ -190,6 +190,7 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.node = node;
   daemon_options.addresses = {address};
   daemon_options.checkpoints.rank_silence_max = options.rank_silence;
+  daemon_options.checkpoints.join_max = options.rank_join;
   daemon_options.checkpoints.check_every = std::min<rt::Duration>(options.rank_silence / 8, std::chrono::seconds(1));
   daemon_options.checkpoints.merge_memory_bytes = shares.merge_bytes;
   daemon_options.usage.low_percent = options.space_low;

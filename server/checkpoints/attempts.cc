@@ -313,10 +313,11 @@ Task<wire::Empty> Checkpoints::seal(wire::Seal request) {
 }
 
 void Checkpoints::rank_sealed(const LivePtr& live, std::uint32_t rank) {
-  live->sealed.insert(rank);
+  if (live->sealed.insert(rank).second) live->unmerged.push_back(rank);
   live->heard[rank] = runtime_.loop.now();
   const bool early = options_.bugs.commit_early && live->sealed.size() + 1 >= live->world_size;
   if ((live->all_sealed() || early) && !live->explicit_commit) start_merge(live);
+  level_up(live);
 }
 
 Task<wire::Empty> Checkpoints::commit(wire::Commit request) {

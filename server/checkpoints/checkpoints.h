@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "proto/rt/sync.h"
 #include "proto/rt/unit_pool.h"
 #include "server/buckets/buckets.h"
+#include "server/checkpoints/merging.h"
 #include "server/checkpoints/save_bugs.h"
 #include "server/chunks/chunks.h"
 #include "server/coordinator/coordinator.h"
@@ -67,9 +69,11 @@ class Checkpoints {
     rt::Duration check_every = std::chrono::seconds(1);
     rt::Duration failed_kept = std::chrono::hours(1);         // status of failed attempts
     rt::Duration status_wait_max = std::chrono::seconds(30);  // of one long poll
-    std::uint32_t world_size_max = 4096;                      // the writers of a step must fit in its record
-    std::uint64_t merge_memory_bytes = 256 * kMiB;            // all merges together
-    std::uint32_t index_chunk_bytes = 4 * kMiB;               // a multiple of the unit size
+    std::uint32_t world_size_max = 65536;
+    std::uint64_t merge_memory_bytes = 256 * kMiB;  // all merges together
+    std::uint32_t index_chunk_bytes = 4 * kMiB;     // a multiple of the unit size
+    std::uint32_t merge_fan_in = 64;                // manifests or runs that become one, while ranks save; 2 or more
+    std::uint32_t writers_in_record_max = 256;      // of a step; more are listed in a chunk
     SaveBugs bugs;
   };
   Checkpoints(rt::Runtime runtime, Chunks& chunks, storage::RecordStore& records, rt::UnitPool& units,
@@ -127,6 +131,7 @@ class Checkpoints {
   struct Stats {
     std::uint64_t open = 0, merging = 0;      // attempts, now
     std::uint64_t committed = 0, failed = 0;  // since start
+    std::uint64_t merges = 0;                 // of manifests or runs into one, before the last
   };
   Stats stats() const;
 
@@ -149,6 +154,10 @@ class Checkpoints {
     std::map<std::uint32_t, rt::TimePoint> heard;  // ranks that have joined
     std::size_t joined_kept = 0;                   // how many of them the record names
     std::set<std::uint32_t> sealed;
+    // What the seals so far come to: manifests in the order of their seals, and what was merged of others.
+    std::deque<std::uint32_t> unmerged;
+    std::vector<MergedRun> runs;  // by level
+    bool levelling = false;       // a merge of some of them is under way
     Phase phase = Phase::kOpen;
     bool failing = false;
     rt::Signal changed;  // the phase
@@ -181,6 +190,8 @@ class Checkpoints {
   void spawn_fail(const LivePtr& live, Error why);
   Task<void> fail_attempt(LivePtr live, Error why);
   Task<void> erase_seals(OwnerId owner);
+  /// Those of attempts that have ended: a crash left them.
+  Task<void> erase_old_seals();
   void end(const LivePtr& live);
   /// Reserves what the rank has declared. errors: kNoSpace  and the attempt fails
   Result<void> reserve(const LivePtr& live, const wire::Begin& begin, std::uint64_t replaces_bytes);
@@ -196,11 +207,35 @@ class Checkpoints {
   void rank_sealed(const LivePtr& live, std::uint32_t rank);
   void start_merge(const LivePtr& live);
   struct Merged;
-  static std::set<DataGroup> groups_used(const Merged& merged);
   Task<void> merge_and_commit(LivePtr live);
   Task<void> merge(LivePtr live, std::shared_ptr<Merged> out);
-  Task<void> store_index(LivePtr live, std::shared_ptr<Merged> merged);
+  /// Of all seals: who wrote, and where.
+  Task<void> look_at_seals(LivePtr live, std::shared_ptr<Merged> out);
   Task<void> commit_step(LivePtr live, std::shared_ptr<Merged> merged);
+
+  // Merging in levels.
+  struct Feed;
+  /// Merges what is due, as long as ranks save.
+  void level_up(const LivePtr& live);
+  bool level_due(const Live& live, std::size_t parts) const;
+  Task<void> merge_levels(LivePtr live);
+  /// Manifests, or runs, become one run.
+  Task<void> merge_level(LivePtr live);
+  /// `part` and `parts` outlive the call.
+  Task<void> find_manifest(LivePtr live, std::uint32_t rank, StoredPart& part);
+  Task<void> add_manifests(LivePtr live, std::vector<std::uint32_t> ranks, std::vector<StoredPart>& parts);
+  /// Appends the merged index to `out`; with `prove` it is that of all ranks. `out` and `written` outlive the call.
+  Task<void> merge_parts(LivePtr live, std::vector<StoredPart> parts, bool prove, ChunkStream& out,
+                         format::IndexWriter::Written& written);
+  Task<void> run_merge(std::shared_ptr<Merge> work, std::size_t bytes, Merge::Piece& out);
+  /// Reads what `loads` names (part, bytes) that nobody has begun; its arguments outlive it, and several run at once.
+  Task<void> load_some(const LivePtr& live, const std::vector<StoredPart>& parts, std::vector<Feed>& feeds,
+                       const std::vector<std::pair<std::size_t, std::uint64_t>>& loads, std::size_t& next_load);
+  std::uint64_t merge_share() const;  // memory of one merge at most
+  std::uint32_t merge_chunk_bytes() const;
+  std::size_t parts_max() const;  // that fit in it
+  std::size_t fan_in() const;
+  DataGroup index_group(const Live& live) const;  // 0: none serves
 
   rt::Runtime runtime_;
   Chunks& chunks_;
@@ -226,6 +261,7 @@ class Checkpoints {
   std::function<void(const std::string&, const std::string&)> on_change_;
   bool draining_ = false;
   rt::Semaphore merge_memory_;
+  rt::Semaphore large_pages_;  // one merge at a time may hold pages that are longer than its pieces
   rt::Scope scope_;
 };
 

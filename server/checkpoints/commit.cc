@@ -3,13 +3,13 @@
 #include <utility>
 
 #include "proto/common/checksum.h"
-#include "proto/rt/offload.h"
 #include "proto/wire/codec.h"
 #include "proto/wire/records.pb.h"
 #include "server/checkpoints/found.h"
 #include "server/checkpoints/merge.h"
+#include "server/checkpoints/merging.h"
 #include "server/records/keys.h"
-#include "server/records/runs.h"
+#include "server/records/writer_list.h"
 
 // From the last seal to the committed step: read the manifests, prove that they cover everything, write the merged
 // index, and let the step appear in one transaction.
@@ -17,64 +17,20 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::size_t kReadsAtOnce = 8;
 constexpr std::size_t kPage = 256;
-
-Task<void> read_manifest(Chunks& chunks, records::SealRecord seal, OwnerId owner, std::string& out) {
-  out.reserve(seal.manifest_bytes());
-  for (const auto& run : seal.manifest()) {
-    CO_CHECK_OK(check_run(run, owner, "sealed manifest"));
-    for (std::uint32_t i = 0; i < run.count(); ++i) {
-      const ChunkId id{.owner = owner, .writer = run.writer(), .index = run.first_index() + i};
-      const auto length = i + 1 == run.count() ? run.last_bytes() : run.chunk_bytes();
-      for (std::uint32_t at = 0; at < length;) {
-        const auto unit = static_cast<std::uint32_t>(chunks.unit_bytes());
-        const auto size = std::min(length - at, unit - at % unit);
-        CO_TRY(const auto bytes, co_await chunks.read(run.group(), id, at, size));
-        out += bytes.text();
-        at += size;
-      }
-    }
-  }
-  co_return {};
-}
-
-/// Chunk CRCs and pieces of bytes that are already in memory.
-Task<void> store_chunk(Chunks& chunks, rt::UnitPool& units, DataGroup group, ChunkId id, std::string_view bytes) {
-  const auto length = static_cast<std::uint32_t>(bytes.size());
-  std::vector<std::uint32_t> crcs;
-  for (std::size_t at = 0; at < bytes.size(); at += kBlockBytes)
-    crcs.push_back(crc32c(bytes.substr(at, kBlockBytes), block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes))));
-  CO_TRY(auto upload, co_await chunks.start(group, id, length, std::move(crcs)));
-  if (!upload) co_return {};
-  for (std::uint32_t at = 0; at < length;) {
-    CO_TRY(auto memory, co_await units.acquire());
-    const auto size = std::min(length - at, static_cast<std::uint32_t>(memory.bytes.size()));
-    std::memcpy(memory.bytes.data(), bytes.data() + at, size);
-    CO_CHECK_OK(co_await upload->write(at, std::move(memory), size));
-    at += size;
-  }
-  co_return co_await upload->finish();
-}
+constexpr std::size_t kAbandonedInRecordMax = 256;
 
 }  // namespace
 
+/// What the seals together say, and the index of all.
 struct Checkpoints::Merged {
-  std::vector<records::SealRecord> seals;  // by rank
-  std::vector<std::uint32_t> ranks;
-  MergedIndex index;
-  std::uint64_t index_writer = 0;
-  DataGroup index_group = 0;
+  std::uint32_t seals = 0;
+  WriterList writers;
+  std::set<DataGroup> groups;
+  StoredRun index;  // the index, and behind it the list of writers when the record does not hold it
+  std::string writer_list;
+  format::IndexWriter::Written written;
 };
-
-std::set<DataGroup> Checkpoints::groups_used(const Merged& merged) {
-  std::set<DataGroup> out = {merged.index_group};
-  for (const auto& seal : merged.seals) {
-    out.insert(seal.groups().begin(), seal.groups().end());
-    for (const auto& run : seal.manifest()) out.insert(run.group());
-  }
-  return out;
-}
 
 void Checkpoints::start_merge(const LivePtr& live) {
   if (live->phase != Phase::kOpen) return;
@@ -99,76 +55,64 @@ Task<void> Checkpoints::merge_and_commit(LivePtr live) {
                         {"owner", live->owner.hex()}});
     end(live);
     if (on_change_) on_change_(live->bucket, live->run);
-    co_return {};
+    // Not in the transaction, which must stay small however many ranks there are. What is left the next start erases.
+    co_return co_await erase_seals(live->owner);
   }
   co_return co_await fail_attempt(live, std::move(outcome).error().with(live->name()));
 }
 
-Task<void> Checkpoints::merge(LivePtr live, std::shared_ptr<Merged> out) {
-  std::uint64_t manifest_bytes = 0;
+Task<void> Checkpoints::look_at_seals(LivePtr live, std::shared_ptr<Merged> out) {
   for (std::string after;;) {
     CO_TRY(const auto page, co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kPage));
     for (const auto& record : page) {
-      CO_CHECK_OK(parse_record(record, out->seals.emplace_back()));
-      out->ranks.push_back(static_cast<std::uint32_t>(number_at_end(record.key, 4)));
-      if (!add_checked(manifest_bytes, out->seals.back().manifest_bytes(), manifest_bytes))
-        co_return fail(Errc::kDataLoss, "sealed manifests of more than 2^64 bytes");
+      records::SealRecord seal;
+      CO_CHECK_OK(parse_record(record, seal));
+      ++out->seals;
+      out->writers.writers.insert(seal.writer());
+      for (const auto index : seal.abandoned()) out->writers.abandoned.emplace(seal.writer(), index);
+      out->groups.insert(seal.groups().begin(), seal.groups().end());
+      for (const auto& run : seal.manifest()) out->groups.insert(run.group());
     }
     if (page.size() < kPage) break;
     after = page.back().key;
   }
-  if (out->seals.size() != live->world_size && !options_.bugs.commit_early)
-    co_return fail(Errc::kFailed, std::to_string(out->seals.size()) + " seals of " + std::to_string(live->world_size));
-
-  // The manifests and an index about as long.
-  if (manifest_bytes > merge_memory_.capacity() / 2)
-    co_return fail(Errc::kInvalid, "the manifests of its ranks have " + std::to_string(manifest_bytes) +
-                                       " bytes; this daemon merges at most " +
-                                       std::to_string(merge_memory_.capacity() / 2));
-  CO_TRY(const auto lease, co_await merge_memory_.acquire(2 * manifest_bytes));
-
-  auto ranks = std::make_shared<std::vector<RankManifest>>(out->seals.size());
-  for (std::size_t first = 0; first < ranks->size(); first += kReadsAtOnce) {
-    std::vector<Task<void>> reads;
-    for (std::size_t i = first; i < std::min(first + kReadsAtOnce, ranks->size()); ++i) {
-      const auto& seal = out->seals[i];
-      auto& rank = (*ranks)[i];
-      rank.rank = out->ranks[i];
-      rank.digest = seal.digest();
-      rank.writer = seal.writer();
-      rank.abandoned.insert(seal.abandoned().begin(), seal.abandoned().end());
-      reads.push_back(read_manifest(chunks_, seal, live->owner, rank.bytes));
-    }
-    if (auto read = co_await rt::all(runtime_.loop, std::move(reads)); !read)
-      co_return fail(std::move(read).error().with("manifests of ranks " + std::to_string(out->ranks[first]) + " ff."));
-  }
-
-  const auto& map = *coordinator_.map();
-  std::set<DataGroup> groups;
-  for (const auto& range : map.groups)
-    for (std::uint32_t i = 0; !range.home && i < range.count; ++i) groups.insert(range.first + i);
-  const auto places = data_groups(map, live->copies);
-  if (places.empty())
-    co_return fail(Errc::kUnavailable, "no data group of " + std::to_string(live->copies) + " copies serves");
-  out->index_group = places.front().group;
-  CO_TRY(out->index, co_await rt::away(runtime_.loop, runtime_.offload,
-                                       [ranks, groups, owner = live->owner, prove = !options_.bugs.coverage_off] {
-                                         return merge_manifests(*ranks, owner, groups, prove);
-                                       }));
-  ranks.reset();
-  co_return co_await store_index(live, out);
+  if (out->seals != live->world_size && !options_.bugs.commit_early)
+    co_return fail(Errc::kFailed, std::to_string(out->seals) + " seals of " + std::to_string(live->world_size));
+  co_return {};
 }
 
-Task<void> Checkpoints::store_index(LivePtr live, std::shared_ptr<Merged> merged) {
-  // A writer of its own for every try: what a try that was cut off left behind is named by no record.
-  merged->index_writer = runtime_.random.next();
-  const std::string_view bytes = merged->index.bytes;
-  std::uint32_t index = 0;
-  for (std::size_t at = 0; at < bytes.size(); at += options_.index_chunk_bytes) {
-    const ChunkId id{.owner = live->owner, .writer = merged->index_writer, .index = index++};
-    CO_CHECK_OK(
-        co_await store_chunk(chunks_, units_, merged->index_group, id, bytes.substr(at, options_.index_chunk_bytes)));
+Task<void> Checkpoints::merge(LivePtr live, std::shared_ptr<Merged> out) {
+  while (live->levelling) co_await live->changed.wait();
+  CO_CHECK_OK(co_await look_at_seals(live, out));
+  while (live->unmerged.size() + live->runs.size() > parts_max()) CO_CHECK_OK(co_await merge_level(live));
+  std::vector<StoredPart> parts;
+  std::uint32_t ranks = 0;
+  for (const auto& run : live->runs) {
+    ranks += run.ranks;
+    parts.push_back(run.stored);
   }
+  ranks += static_cast<std::uint32_t>(live->unmerged.size());
+  CO_CHECK_OK(co_await add_manifests(live, {live->unmerged.begin(), live->unmerged.end()}, parts));
+  if (ranks != out->seals)
+    co_return fail(Errc::kFailed,
+                   "manifests of " + std::to_string(ranks) + " ranks for " + std::to_string(out->seals) + " seals");
+
+  const auto group = index_group(*live);
+  if (group == 0)
+    co_return fail(Errc::kUnavailable, "no data group of " + std::to_string(live->copies) + " copies serves");
+  // A writer of its own for every try: what a try that was cut off left behind is named by no record.
+  const auto writer = runtime_.random.next();
+  ChunkStream index(chunks_, units_, live->owner, group, writer, merge_chunk_bytes());
+  CO_CHECK_OK(co_await merge_parts(live, std::move(parts), !options_.bugs.coverage_off, index, out->written));
+  out->groups.insert(group);
+  out->writers.writers.insert(writer);
+  if (out->writers.writers.size() > options_.writers_in_record_max ||
+      out->writers.abandoned.size() > kAbandonedInRecordMax) {
+    CO_TRY(out->writer_list, encode_writers(out->writers));
+    index.append(out->writer_list);
+  }
+  CO_CHECK_OK(co_await index.flush(true));
+  out->index = index.stored();
   co_return {};
 }
 
@@ -178,8 +122,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
   const auto attempt_at = attempt_key(live->bucket, live->run, live->run_epoch, live->step);
   const auto step_at = step_key(live->bucket, live->run, live->step);
   const auto owner_at = owner_key(live->owner);
-  const auto size = static_cast<std::uint32_t>(merged->index.bytes.size());
-  const auto& written = merged->index.written;
+  const auto& written = merged->written;
   for (;;) {
     CO_TRY(const auto run, co_await load<records::Run>(records_, group, run_at));
     CO_TRY(const auto attempt, co_await load<records::Attempt>(records_, group, attempt_at));
@@ -193,7 +136,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
       co_return fail(Errc::kExists, "the step was committed meanwhile; say overwrite to replace it");
     if (before.value.info().pinned()) co_return fail(pinned(live->bucket, live->run, live->step));
     const auto losses = data_losses(*coordinator_.map());
-    for (const auto group : groups_used(*merged)) {
+    for (const auto group : merged->groups) {
       const auto i = group - kFirstDataGroup;
       if (i >= losses.size() || i >= static_cast<std::size_t>(attempt.value.group_loss_size())) continue;
       if (losses[i] != attempt.value.group_loss(static_cast<int>(i)))
@@ -209,12 +152,15 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     info.set_data_bytes(written.totals.bytes);
     info.set_tensors(static_cast<std::uint32_t>(written.totals.tensors));
     info.set_blobs(static_cast<std::uint32_t>(written.totals.blobs));
-    auto& index = *info.add_index();
-    index.set_group(merged->index_group);
-    index.set_writer(merged->index_writer);
-    index.set_count((size + options_.index_chunk_bytes - 1) / options_.index_chunk_bytes);
-    index.set_chunk_bytes(std::min(size, options_.index_chunk_bytes));
-    index.set_last_bytes(size - (index.count() - 1) * options_.index_chunk_bytes);
+    const auto add_run = [&](wire::ExtentRun& run) {
+      run.set_group(merged->index.group);
+      run.set_writer(merged->index.writer);
+      run.set_first_index(merged->index.first_index);
+      run.set_count(merged->index.count);
+      run.set_chunk_bytes(merged->index.chunk_bytes);
+      run.set_last_bytes(merged->index.last_bytes);
+    };
+    add_run(*info.add_index());
     info.set_index_bytes(written.index_bytes);
     info.set_root_bytes(written.root_bytes);
     info.set_root_digest(written.root_digest);
@@ -223,17 +169,18 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     *info.mutable_run_epoch() = attempt.value.run_epoch();
     info.set_copies(live->copies);
     Edit edit(group);
-    for (std::size_t i = 0; i < merged->seals.size(); ++i) {
-      const auto& seal = merged->seals[i];
-      step.add_writers(seal.writer());
-      for (const auto index_given_up : seal.abandoned())
-        wire::to_wire({.owner = live->owner, .writer = seal.writer(), .index = index_given_up}, *step.add_abandoned());
-      edit.erase(seal_key(live->owner, merged->ranks[i]));
-    }
-    step.add_writers(merged->index_writer);
     owner.value.set_kind(records::Owner::STEP);
-    *owner.value.mutable_writers() = step.writers();
-    *owner.value.mutable_abandoned() = step.abandoned();
+    if (merged->writer_list.empty()) {
+      for (const auto writer : merged->writers.writers) owner.value.add_writers(writer);
+      for (const auto& [writer, index] : merged->writers.abandoned)
+        wire::to_wire({.owner = live->owner, .writer = writer, .index = index}, *owner.value.add_abandoned());
+    } else {
+      auto& list = *owner.value.mutable_stored_writers();
+      add_run(*list.add_runs());
+      list.set_offset(written.index_bytes);
+      list.set_bytes(merged->writer_list.size());
+      list.set_digest(sha256(merged->writer_list));
+    }
     if (before.exists()) {
       CO_TRY(const auto old, owner_from(before.value.info().owner()));
       Readers::hide(old, live->bucket, live->run, edit);

@@ -39,6 +39,7 @@ Checkpoints::Checkpoints(rt::Runtime runtime, Chunks& chunks, storage::RecordSto
       usage_(usage),
       options_(options),
       merge_memory_(runtime.loop, options.merge_memory_bytes),
+      large_pages_(runtime.loop, 1),
       scope_(runtime.loop) {}
 
 Checkpoints::~Checkpoints() {
@@ -54,7 +55,7 @@ Checkpoints::Stats Checkpoints::stats() const {
 Task<void> Checkpoints::start() {
   CO_CHECK_OK(co_await remember_failed());
   CO_CHECK_OK(co_await resume_attempts());
-  co_return {};
+  co_return co_await erase_old_seals();
 }
 
 void Checkpoints::drain() {
@@ -90,7 +91,10 @@ Task<void> Checkpoints::resume_attempt(std::string bucket, std::string run, Load
   }
   for (std::string after;;) {
     CO_TRY(const auto page, co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kPage));
-    for (const auto& seal : page) live->sealed.insert(static_cast<std::uint32_t>(number_at_end(seal.key, 4)));
+    for (const auto& seal : page) {
+      const auto rank = static_cast<std::uint32_t>(number_at_end(seal.key, 4));
+      if (live->sealed.insert(rank).second) live->unmerged.push_back(rank);
+    }
     if (page.size() < kPage) break;
     after = page.back().key;
   }
@@ -101,6 +105,7 @@ Task<void> Checkpoints::resume_attempt(std::string bucket, std::string run, Load
     if ((static_cast<unsigned char>(bits[rank / 8]) >> rank % 8 & 1) != 0) live->heard[rank] = runtime_.loop.now();
   live->joined_kept = live->heard.size();
   if (live->all_sealed() && !live->explicit_commit) start_merge(live);
+  level_up(live);
   co_return {};
 }
 
@@ -292,6 +297,20 @@ Task<void> Checkpoints::erase_seals(OwnerId owner) {
     for (const auto& seal : page) edit.erase(seal.key);
     CO_CHECK_OK(co_await edit.apply(records_));
   }
+}
+
+Task<void> Checkpoints::erase_old_seals() {
+  for (HomeGroup group = 0; group < kHomeGroups; ++group) {
+    for (std::string after;;) {
+      CO_TRY(const auto first, co_await records_.scan(group, std::string(kSealPrefix), after, 1));
+      if (first.empty()) break;
+      CO_TRY(const auto owner, OwnerId::from_bytes(std::string_view(first.front().key).substr(kSealPrefix.size(), 16)));
+      // Those of failed ones go when they are forgotten.
+      if (!find_live(owner) && !failed_.contains(owner)) CO_CHECK_OK(co_await erase_seals(owner));
+      after = seal_key(owner, UINT32_MAX);
+    }
+  }
+  co_return {};
 }
 
 Task<wire::AttemptStatusReply> Checkpoints::status(wire::AttemptStatus request) {

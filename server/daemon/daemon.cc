@@ -54,7 +54,7 @@ class DaemonImpl final : public Daemon {
         checkpoints_(runtime, copies_, *store_, units, *coordinator_, buckets_, owners_, readers_, usage_,
                      with_bugs(options)),
         retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
-        liveness_(make_liveness(*store_, *coordinator_)),
+        liveness_(make_liveness(*store_, *coordinator_, copies_)),
         chunks_(runtime, copies_, owners_, usage_, units, chunk_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {

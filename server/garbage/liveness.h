@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "proto/common/ids.h"
+#include "server/chunks/chunks.h"
 #include "server/coordinator/coordinator.h"
 #include "storage/record_store/record_store.h"
 
@@ -32,7 +33,7 @@ class Liveness {
   virtual Task<Answer> ask(OwnerId owner) = 0;
 };
 
-/// From the records of this daemon. Lifetime: what it is given outlives it.
-std::unique_ptr<Liveness> make_liveness(storage::RecordStore& records, const Coordinator& coordinator);
+/// From the records of this daemon, and the lists of writers that they name. Lifetime: what it is given outlives it.
+std::unique_ptr<Liveness> make_liveness(storage::RecordStore& records, const Coordinator& coordinator, Chunks& chunks);
 
 }  // namespace cairn::server

@@ -71,7 +71,7 @@ std::string joined_key(const OwnerId& owner) {
   return std::string("j/").append(owner.view());
 }
 std::string seal_prefix(const OwnerId& owner) {
-  return std::string("l/").append(owner.view());
+  return std::string(kSealPrefix).append(owner.view());
 }
 std::string seal_key(const OwnerId& owner, std::uint32_t rank) {
   return seal_prefix(owner) + big_endian(rank, 4);

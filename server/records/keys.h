@@ -41,6 +41,7 @@ inline constexpr std::string_view kFailedPrefix = "f/";
 /// Who has joined an open attempt.
 std::string joined_key(const OwnerId& owner);
 
+inline constexpr std::string_view kSealPrefix = "l/";
 std::string seal_prefix(const OwnerId& owner);
 std::string seal_key(const OwnerId& owner, std::uint32_t rank);
 

@@ -60,8 +60,10 @@ class IndexWriter {
   IndexWriter& operator=(IndexWriter&&) noexcept;
   ~IndexWriter();
 
-  /// errors: kInvalid  not after the entry before, or larger than a page may be
+  /// errors: kInvalid  not after the entry before, wrong in itself, or larger than a page may be
   Result<void> add(const Entry& entry);
+  /// Of an entry that check_entry() has passed.
+  Result<void> add_checked(const Entry& entry);
 
   struct Written {
     std::uint64_t index_bytes = 0;
@@ -108,30 +110,6 @@ class IndexSearch {
   bool everything_ = false, prefixes_ = false;
   std::vector<Fence> wanted_;
   Contents found_;
-};
-
-/// Merges sorted streams of entries (manifests or indexes of other ranks) whose pages arrive from elsewhere.
-class MergeIterator {
- public:
-  explicit MergeIterator(std::size_t sources);
-
-  /// The source whose next page must come (supply or end) before next() can go on.
-  std::optional<std::size_t> hungry() const;
-  void supply(std::size_t source, Contents page);
-  void end(std::size_t source);
-  /// The least entry of all; nothing when a source is hungry or all have ended. Equal entries: lower source first.
-  std::optional<Entry> next();
-
- private:
-  struct Source {
-    std::vector<Entry> page;
-    std::size_t next = 0;
-  };
-  bool later(std::size_t a, std::size_t b) const;
-
-  std::vector<Source> sources_;
-  std::vector<std::size_t> heap_;    // sources with an entry, the least on top
-  std::vector<std::size_t> hungry_;  // sources without, not ended
 };
 
 /// A whole index in memory.

@@ -25,6 +25,21 @@ Result<Page> open_named(std::string_view bytes, const Fence& ref) {
   return page;
 }
 
+/// `found` is called for the entries of a page, in order.
+template <class Found>
+Result<void> each_entry(std::string_view bytes, const Fence& ref, Found found) {
+  TRY(const auto page, open_named(bytes, ref));
+  if (page.count > 1 && bytes.size() > kPageBytesMax)
+    return fail(Errc::kDataLoss, fmt::format("{}: {} bytes are too many", what_of(ref), bytes.size()));
+  EntriesReader entries(page);
+  for (;;) {
+    auto next = entries.next();
+    if (!next) return fail(std::move(next).error().with(what_of(ref)));
+    if (!*next) return {};
+    found(entries.entry());
+  }
+}
+
 /// May `query` match an entry between the first and last one of `fence`?
 bool may_match(const Query& query, const Fence& fence) {
   const auto key = std::tie(query.kind, query.name);
@@ -92,13 +107,8 @@ Result<std::vector<Fence>> decode_fences(std::string_view bytes, const Fence& re
 }
 
 Result<Contents> decode_entries(std::string_view bytes, const Fence& ref) {
-  TRY(const auto page, open_named(bytes, ref));
-  if (page.count > 1 && bytes.size() > kPageBytesMax)
-    return fail(Errc::kDataLoss, fmt::format("{}: {} bytes are too many", what_of(ref), bytes.size()));
-  auto entries = entries_in(page);
-  if (!entries) return fail(std::move(entries.error()).with(what_of(ref)));
   Contents out;
-  for (auto& entry : *entries) append(out, std::move(entry));
+  CHECK_OK(each_entry(bytes, ref, [&out](const Entry& entry) { append(out, entry); }));
   return out;
 }
 
@@ -166,57 +176,14 @@ Result<void> IndexSearch::supply(const Fence& page, std::string_view bytes) {
       if (may_hold(fence)) wanted_.push_back(std::move(fence));
     return {};
   }
-  TRY(auto contents, decode_entries(bytes, page));
-  for (auto& entry : entries_of(std::move(contents)))
-    if (is_wanted(entry)) append(found_, std::move(entry));
-  return {};
+  return each_entry(bytes, page, [this](const Entry& entry) {
+    if (is_wanted(entry)) append(found_, entry);
+  });
 }
 
 Contents IndexSearch::take() {
   sort(found_);
   return std::exchange(found_, {});
-}
-
-MergeIterator::MergeIterator(std::size_t sources) : sources_(sources) {
-  for (std::size_t i = sources; i-- > 0;) hungry_.push_back(i);
-}
-
-bool MergeIterator::later(std::size_t a, std::size_t b) const {
-  const auto c = order(sources_[a].page[sources_[a].next], sources_[b].page[sources_[b].next]);
-  return c != 0 ? c > 0 : a > b;
-}
-
-std::optional<std::size_t> MergeIterator::hungry() const {
-  return hungry_.empty() ? std::nullopt : std::optional(hungry_.back());
-}
-
-void MergeIterator::supply(std::size_t source, Contents page) {
-  auto entries = entries_of(std::move(page));
-  if (entries.empty()) return;  // still hungry
-  std::erase(hungry_, source);
-  sources_[source] = {.page = std::move(entries), .next = 0};
-  heap_.push_back(source);
-  std::ranges::push_heap(heap_, [this](auto a, auto b) { return later(a, b); });
-}
-
-void MergeIterator::end(std::size_t source) {
-  std::erase(hungry_, source);
-}
-
-std::optional<Entry> MergeIterator::next() {
-  if (!hungry_.empty() || heap_.empty()) return std::nullopt;
-  std::ranges::pop_heap(heap_, [this](auto a, auto b) { return later(a, b); });
-  const auto number = heap_.back();
-  auto& source = sources_[number];
-  std::optional<Entry> out(std::move(source.page[source.next++]));
-  if (source.next < source.page.size()) {
-    std::ranges::push_heap(heap_, [this](auto a, auto b) { return later(a, b); });
-  } else {
-    source = {};
-    heap_.pop_back();
-    hungry_.push_back(number);
-  }
-  return out;
 }
 
 Result<std::string_view> root_of(std::string_view whole) {

@@ -124,7 +124,7 @@ struct IndexWriter::State {
     if (page.empty()) return {};
     Fence fence = std::move(*std::exchange(page_sum, std::nullopt));
     const auto bytes = seal(PageKind::kEntries, 0, page.count(), page.body(), fence.crc);
-    page = {};
+    page.clear();
     fence.begin = fence.offset = position;
     fence.size = static_cast<std::uint32_t>(bytes.size());
     CHECK_OK(write(bytes));
@@ -174,8 +174,12 @@ IndexWriter& IndexWriter::operator=(IndexWriter&&) noexcept = default;
 IndexWriter::~IndexWriter() = default;
 
 Result<void> IndexWriter::add(const Entry& entry) {
-  auto& s = *state_;
   CHECK_OK(check_entry(entry));
+  return add_checked(entry);
+}
+
+Result<void> IndexWriter::add_checked(const Entry& entry) {
+  auto& s = *state_;
   if (s.last && order(*s.last, entry) >= 0)
     return fail(Errc::kInvalid, fmt::format("index entry '{}': twice, or out of order", name_in(entry)));
   bool new_tensor = false;

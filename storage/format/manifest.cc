@@ -41,20 +41,16 @@ Result<void> check_extents(What what, std::uint64_t bytes, const std::vector<Ext
   return {};
 }
 
+Failure named(const ShardEntry& shard, Error error) {
+  return fail(std::move(error).with(fmt::format("tensor '{}' rank {}", shard.tensor, shard.rank)));
+}
+
 Result<void> check(const ShardEntry& shard) {
   CHECK_OK(check_free_name("tensor", shard.tensor));
-  const auto failure = [&](Error error) {
-    return fail(std::move(error).with(fmt::format("tensor '{}' rank {}", shard.tensor, shard.rank)));
-  };
-  if (auto dtype = dtype_of(static_cast<std::uint8_t>(shard.dtype)); !dtype) return failure(std::move(dtype).error());
-  if (auto count = elements(shard.global_shape); !count) return failure(std::move(count).error());
-  if (auto ok = check_box(shard.box, shard.global_shape); !ok) return failure(std::move(ok).error());
-  if (shard.holder && (shard.holder->count == 0 || shard.holder->index >= shard.holder->count))
-    return failure({Errc::kInvalid, fmt::format("holder {} of {}", shard.holder->index, shard.holder->count)});
-  TRY(const auto bytes, saved_bytes(shard));
-  return check_extents(
-      [&] { return fmt::format("tensor '{}' rank {} box {}", shard.tensor, shard.rank, text(shard.box)); }, bytes,
-      shard.extents);
+  if (auto dtype = dtype_of(static_cast<std::uint8_t>(shard.dtype)); !dtype)
+    return named(shard, std::move(dtype).error());
+  if (auto count = elements(shard.global_shape); !count) return named(shard, std::move(count).error());
+  return check_part(shard);
 }
 
 Result<void> check(const BlobEntry& blob) {
@@ -123,8 +119,12 @@ Result<std::uint64_t> saved_bytes(const ShardEntry& shard) {
 std::strong_ordering order(const ShardEntry& a, const ShardEntry& b) {
   if (const auto c = a.tensor <=> b.tensor; c != 0) return c;
   if (const auto c = a.box <=> b.box; c != 0) return c;
-  if (const auto c = order(a.holder, b.holder); c != 0) return c;
-  return a.rank <=> b.rank;
+  return order_of_parts(a.holder, a.rank, b.holder, b.rank);
+}
+std::strong_ordering order_of_parts(const std::optional<Holder>& a, std::uint32_t a_rank,
+                                    const std::optional<Holder>& b, std::uint32_t b_rank) {
+  if (const auto c = order(a, b); c != 0) return c;
+  return a_rank <=> b_rank;
 }
 std::strong_ordering order(const BlobEntry& a, const BlobEntry& b) {
   return std::tie(a.name, a.rank) <=> std::tie(b.name, b.rank);
@@ -146,6 +146,16 @@ void sort(Contents& contents) {
   sort_list(contents.blobs);
   sort_list(contents.tokens);
   sort_list(contents.meta);
+}
+
+Result<void> check_part(const ShardEntry& shard) {
+  if (auto ok = check_box(shard.box, shard.global_shape); !ok) return named(shard, std::move(ok).error());
+  if (shard.holder && (shard.holder->count == 0 || shard.holder->index >= shard.holder->count))
+    return named(shard, {Errc::kInvalid, fmt::format("holder {} of {}", shard.holder->index, shard.holder->count)});
+  TRY(const auto bytes, saved_bytes(shard));
+  return check_extents(
+      [&] { return fmt::format("tensor '{}' rank {} box {}", shard.tensor, shard.rank, text(shard.box)); }, bytes,
+      shard.extents);
 }
 
 Result<void> check_entry(const Entry& entry) {

@@ -93,6 +93,9 @@ std::strong_ordering order(const BlobEntry& a, const BlobEntry& b);
 std::strong_ordering order(const TokenEntry& a, const TokenEntry& b);
 std::strong_ordering order(const MetaEntry& a, const MetaEntry& b);
 std::strong_ordering order(const Entry& a, const Entry& b);
+/// Of two shards of one box.
+std::strong_ordering order_of_parts(const std::optional<Holder>& a, std::uint32_t a_rank,
+                                    const std::optional<Holder>& b, std::uint32_t b_rank);
 void sort(Contents& contents);
 
 /// Bytes this entry saved: its holder's part of the box. errors: kInvalid  names the tensor: overflow, not whole bytes
@@ -100,5 +103,7 @@ Result<std::uint64_t> saved_bytes(const ShardEntry& shard);
 /// Everything one entry alone can be wrong about: names, dtype, box inside the shape, holder, extents in chunk limits
 /// and together exactly the saved bytes. errors: kInvalid  names the tensor or blob
 Result<void> check_entry(const Entry& entry);
+/// The same of a shard whose name, dtype and global shape are those of one that was checked before.
+Result<void> check_part(const ShardEntry& shard);
 
 }  // namespace cairn::format

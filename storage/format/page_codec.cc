@@ -24,7 +24,8 @@
 //     20      body
 //
 // Body of an entry page
-//   v     number of writers, then for each: 16 owner, 8 nonce (chunk ids name them by number)
+//   v     number of owners, then for each: 16 owner
+//   v     number of writers, then for each: v number of its owner, 8 nonce (chunk ids name them by number)
 //   ...   entries, each: 1 tag, then by kind (tag & 7):
 //   1 shard  [tag & 8: new tensor: name, 1 dtype, v dimensions, v size of each]
 //            [not tag & 32 (same box as the shard before): v mask of dimensions that are not whole,
@@ -69,157 +70,6 @@ void put_box(std::string& out, const Box& box) {
     put_varint(out, box.shape[d]);
   }
 }
-
-/// Reads the entries of one page; every list is bounded by the bytes that are left before it is allocated.
-class EntriesReader {
- public:
-  explicit EntriesReader(const Page& page) : reader_(page.body), count_(page.count) {}
-
-  Result<std::vector<Entry>> read() {
-    const auto writers = reader_.varint();
-    if (writers > reader_.left() / 24) reader_.fail();
-    for (std::uint64_t i = 0; i < writers && !reader_.failed(); ++i) {
-      const auto owner = reader_.raw(16);
-      const auto nonce = reader_.u64();
-      if (reader_.failed()) break;
-      writers_.push_back({.owner = *OwnerId::from_bytes(owner), .writer = nonce, .index = 0});
-    }
-    std::vector<Entry> out;
-    if (count_ > reader_.left()) reader_.fail();
-    for (std::uint32_t i = 0; i < count_ && !reader_.failed(); ++i) {
-      auto entry = read_entry();
-      if (reader_.failed()) break;
-      if (auto ok = check_entry(entry); !ok) return cairn::fail(Errc::kDataLoss, std::move(ok.error().message));
-      if (!out.empty() && order(out.back(), entry) >= 0)
-        return cairn::fail(Errc::kDataLoss, fmt::format("entry '{}' is out of order", name_in(entry)));
-      out.push_back(std::move(entry));
-    }
-    if (reader_.failed() || reader_.left() != 0)
-      return cairn::fail(Errc::kDataLoss, "entries do not fill the page exactly");
-    return out;
-  }
-
- private:
-  Entry read_entry() {
-    const auto tag = reader_.u8();
-    switch (tag & kKindMask) {
-      case 1:
-        return read_shard(tag);
-      case 2:
-        return read_blob(tag);
-      case 3:
-        return read_token(tag);
-      case 4:
-        return read_meta(tag);
-      default:
-        reader_.fail();
-        return {};
-    }
-  }
-
-  ShardEntry read_shard(std::uint8_t tag) {
-    if (tag & kNewTensor) {
-      shard_ = ShardEntry{};
-      shard_->tensor = name();
-      const auto dtype = dtype_of(reader_.u8());
-      const auto dimensions = reader_.varint();
-      if (!dtype || dimensions > kDimensionsMax) reader_.fail();
-      if (reader_.failed()) return {};
-      shard_->dtype = *dtype;
-      shard_->global_shape.resize(dimensions);
-      for (auto& size : shard_->global_shape) size = reader_.varint();
-      shard_->box = whole(shard_->global_shape);
-    }
-    // A page's first shard brings its tensor, and a tensor's first shard its box.
-    if (!shard_ || ((tag & kNewTensor) && (tag & kSameBox)) ||
-        (tag & ~(kKindMask | kNewTensor | kWithHolder | kSameBox)))
-      reader_.fail();
-    if (reader_.failed()) return {};
-    if (!(tag & kSameBox)) {
-      shard_->box = whole(shard_->global_shape);
-      const auto mask = reader_.varint();
-      const auto dimensions = shard_->global_shape.size();
-      if (mask >> dimensions != 0) reader_.fail();
-      for (std::size_t d = 0; d < dimensions && !reader_.failed(); ++d)
-        if (mask >> d & 1) shard_->box.offset[d] = reader_.varint(), shard_->box.shape[d] = reader_.varint();
-    }
-    ShardEntry out = *shard_;
-    if (tag & kWithHolder) {
-      const auto index = reader_.varint32(), count = reader_.varint32();
-      out.holder = Holder{.index = index, .count = count};
-    }
-    out.rank = reader_.varint32();
-    out.crc = reader_.u32();
-    out.extents = extents();
-    return out;
-  }
-
-  BlobEntry read_blob(std::uint8_t tag) {
-    BlobEntry out;
-    if (tag & ~kKindMask) reader_.fail();
-    out.name = name();
-    out.rank = reader_.varint32();
-    out.size = reader_.varint();
-    out.crc = reader_.u32();
-    out.extents = extents();
-    return out;
-  }
-
-  TokenEntry read_token(std::uint8_t tag) {
-    TokenEntry out;
-    if (tag & ~kKindMask) reader_.fail();
-    out.stream = name();
-    out.rank = reader_.varint32();
-    out.bytes = reader_.raw(reader_.varint());
-    return out;
-  }
-
-  MetaEntry read_meta(std::uint8_t tag) {
-    MetaEntry out;
-    if (tag & ~kKindMask) reader_.fail();
-    out.scope = name();
-    out.key = reader_.raw(reader_.varint());
-    out.rank = reader_.varint32();
-    out.value = reader_.raw(reader_.varint());
-    return out;
-  }
-
-  std::string name() { return last_name_ = reader_.name(last_name_); }
-
-  std::vector<Extent> extents() {
-    std::vector<Extent> out;
-    const auto runs = reader_.varint();
-    if (runs > reader_.left()) reader_.fail();
-    for (std::uint64_t i = 0; i < runs && !reader_.failed(); ++i) {
-      const auto writer = reader_.varint();
-      const auto group = reader_.varint32(), index = reader_.varint32();
-      const auto count = reader_.varint();
-      const auto offset = reader_.varint32(), length = reader_.varint32();
-      const auto last_length = count > 1 ? reader_.varint32() : length;
-      // A few bytes can name many extents: bounded by the page's limit and the chunk indices there are.
-      if (writer >= writers_.size() || count == 0 || count > kExtentsMax - extents_ ||
-          count - 1 > ~std::uint32_t{0} - index)
-        reader_.fail();
-      if (reader_.failed()) break;
-      extents_ += count;
-      for (std::uint64_t k = 0; k < count; ++k) {
-        out.push_back({.group = group,
-                       .chunk = writers_[writer],
-                       .offset = offset,
-                       .length = k + 1 == count ? last_length : length});
-        out.back().chunk.index = index + static_cast<std::uint32_t>(k);
-      }
-    }
-    return out;
-  }
-
-  Reader reader_;
-  std::uint32_t count_;
-  std::vector<ChunkId> writers_;
-  std::string last_name_;
-  std::optional<ShardEntry> shard_;  // what the tensor's shards share
-  std::size_t extents_ = 0;
-};
 
 }  // namespace
 
@@ -313,136 +163,318 @@ Result<Page> open(std::string_view bytes, std::string_view what) {
 
 Result<bool> EntriesBuilder::add(const Entry& entry, const Entry* last) {
   if (count_ == 0) last = nullptr;
-  // Encoded against the page so far; undone when it does not fit.
-  std::string bytes;
-  const auto writers = writers_.size();
-  const auto extents = extents_;
-  std::visit([&](const auto& one) { put(bytes, one, last); }, entry);
-  const auto size = kHeaderBytes + 10 + writers_.size() * 24 + entries_.size() + bytes.size();
+  // Encoded behind the page so far; undone when it does not fit.
+  const auto owners = owners_.size(), writers = writers_.size(), bytes = entries_.size(), extents = extents_;
+  std::visit([&](const auto& one) { put(one, last); }, entry);
+  const auto size =
+      kHeaderBytes + 20 + owners_.size() * 16 + writers_.size() * (owners_.size() > 127 ? 13 : 9) + entries_.size();
   if (count_ == 0) {
     if (size > kEntryBytesMax || extents_ > kExtentsMax)
       return cairn::fail(Errc::kInvalid,
                          fmt::format("'{}': {} bytes and {} extents are more than an index entry can have",
-                                     name_in(entry), bytes.size(), extents_));
+                                     name_in(entry), entries_.size(), extents_));
   } else if (size > kPageBytes || extents_ > kExtentsMax) {
-    writers_.resize(writers);
+    owners_.resize(owners);
+    forget_writers(writers);
+    entries_.resize(bytes);
     extents_ = extents;
     return false;
   }
-  entries_ += bytes;
   ++count_;
   return true;
 }
 
 std::string EntriesBuilder::body() const {
   std::string out;
+  put_varint(out, owners_.size());
+  for (const auto& owner : owners_) out += owner.view();
   put_varint(out, writers_.size());
   for (const auto& writer : writers_) {
-    out += writer.owner.view();
+    put_varint(out, writer.owner);
     put_u64(out, writer.nonce);
   }
   return out += entries_;
 }
 
-std::size_t EntriesBuilder::writer_number(const ChunkId& chunk) {
-  const Writer writer{.owner = chunk.owner, .nonce = chunk.writer};
-  if (!writers_.empty() && writers_.back() == writer) return writers_.size() - 1;  // neighbours often share it
-  const auto found = std::ranges::find(writers_, writer);
-  const auto number = static_cast<std::size_t>(found - writers_.begin());
-  if (found == writers_.end()) writers_.push_back(writer);
-  return number;
+void EntriesBuilder::clear() {
+  owners_.clear();
+  forget_writers(0);
+  entries_.clear();
+  extents_ = 0;
+  count_ = 0;
 }
 
-void EntriesBuilder::put_extents(std::string& out, const std::vector<Extent>& extents) {
-  struct Run {
-    const Extent* first;
-    std::uint32_t count;
-    std::uint32_t last_length;
+std::size_t EntriesBuilder::writer_number(const ChunkId& chunk) {
+  const auto same = [&](const Writer& writer) {
+    return writer.nonce == chunk.writer && owners_[writer.owner] == chunk.owner;
   };
-  std::vector<Run> runs;
-  for (const auto& extent : extents) {
-    if (!runs.empty()) {
-      auto& run = runs.back();
-      auto next = *run.first;
-      next.chunk.index += run.count;
-      next.length = extent.length;
-      if (next == extent && next.chunk.index > run.first->chunk.index && run.last_length == run.first->length) {
-        ++run.count;
-        run.last_length = extent.length;
-        continue;
-      }
+  if (!writers_.empty() && same(writers_.back())) return writers_.size() - 1;  // neighbours often share it
+  if (slots_.size() < 2 * (writers_.size() + 1)) {
+    slots_.assign(std::max<std::size_t>(2 * slots_.size(), 64), 0);
+    for (std::uint32_t i = 0; i < writers_.size(); ++i) *slot_of(writers_[i].nonce, [](auto) { return false; }) = i + 1;
+  }
+  auto* slot = slot_of(chunk.writer, [&](std::uint32_t number) { return same(writers_[number]); });
+  if (*slot != 0) return *slot - 1;
+  // A page seldom knows more than one.
+  const auto owner = static_cast<std::uint32_t>(std::ranges::find(owners_, chunk.owner) - owners_.begin());
+  if (owner == owners_.size()) owners_.push_back(chunk.owner);
+  writers_.push_back({.owner = owner, .nonce = chunk.writer});
+  *slot = static_cast<std::uint32_t>(writers_.size());
+  return writers_.size() - 1;
+}
+
+void EntriesBuilder::forget_writers(std::size_t first) {
+  if (first == writers_.size()) return;
+  writers_.resize(first);
+  std::ranges::fill(slots_, 0);
+  for (std::uint32_t i = 0; i < first; ++i) *slot_of(writers_[i].nonce, [](auto) { return false; }) = i + 1;
+}
+
+void EntriesBuilder::put_run(const Extent& first, std::uint32_t count, std::uint32_t last_length) {
+  put_varint(runs_, writer_number(first.chunk));
+  put_varint(runs_, first.group);
+  put_varint(runs_, first.chunk.index);
+  put_varint(runs_, count);
+  put_varint(runs_, first.offset);
+  put_varint(runs_, first.length);
+  if (count > 1) put_varint(runs_, last_length);
+}
+
+void EntriesBuilder::put_extents(const std::vector<Extent>& extents) {
+  runs_.clear();
+  std::size_t runs = 0;
+  for (std::size_t begin = 0; begin < extents.size(); ++runs) {
+    const auto& first = extents[begin];
+    auto end = begin + 1;
+    for (; end < extents.size() && extents[end - 1].length == first.length; ++end) {
+      auto next = first;
+      next.chunk.index += static_cast<std::uint32_t>(end - begin);
+      next.length = extents[end].length;
+      if (next != extents[end] || next.chunk.index < first.chunk.index) break;
     }
-    runs.push_back({.first = &extent, .count = 1, .last_length = extent.length});
+    put_run(first, static_cast<std::uint32_t>(end - begin), extents[end - 1].length);
+    begin = end;
   }
-  put_varint(out, runs.size());
-  for (const auto& run : runs) {
-    put_varint(out, writer_number(run.first->chunk));
-    put_varint(out, run.first->group);
-    put_varint(out, run.first->chunk.index);
-    put_varint(out, run.count);
-    put_varint(out, run.first->offset);
-    put_varint(out, run.first->length);
-    if (run.count > 1) put_varint(out, run.last_length);
-  }
+  put_varint(entries_, runs);
+  entries_ += runs_;
   extents_ += extents.size();
 }
 
-void EntriesBuilder::put(std::string& out, const ShardEntry& shard, const Entry* last) {
+void EntriesBuilder::put(const ShardEntry& shard, const Entry* last) {
   const auto* before = last == nullptr ? nullptr : std::get_if<ShardEntry>(last);
   const bool new_tensor = before == nullptr || before->tensor != shard.tensor || before->dtype != shard.dtype ||
                           before->global_shape != shard.global_shape;
   const bool same_box = !new_tensor && before->box == shard.box;
-  out += static_cast<char>(static_cast<std::uint8_t>(Kind::kShard) | (new_tensor ? kNewTensor : 0) |
-                           (same_box ? kSameBox : 0) | (shard.holder ? kWithHolder : 0));
+  entries_ += static_cast<char>(static_cast<std::uint8_t>(Kind::kShard) | (new_tensor ? kNewTensor : 0) |
+                                (same_box ? kSameBox : 0) | (shard.holder ? kWithHolder : 0));
   if (new_tensor) {
-    put_name(out, shard.tensor, name_before(last));
-    out += static_cast<char>(shard.dtype);
-    put_varint(out, shard.global_shape.size());
-    for (const auto size : shard.global_shape) put_varint(out, size);
+    put_name(entries_, shard.tensor, name_before(last));
+    entries_ += static_cast<char>(shard.dtype);
+    put_varint(entries_, shard.global_shape.size());
+    for (const auto size : shard.global_shape) put_varint(entries_, size);
   }
   if (!same_box) {
     std::uint64_t mask = 0;
     for (std::size_t d = 0; d < shard.box.shape.size(); ++d)
       if (shard.box.offset[d] != 0 || shard.box.shape[d] != shard.global_shape[d]) mask |= 1ull << d;
-    put_varint(out, mask);
+    put_varint(entries_, mask);
     for (std::size_t d = 0; d < shard.box.shape.size(); ++d)
-      if (mask >> d & 1) put_varint(out, shard.box.offset[d]), put_varint(out, shard.box.shape[d]);
+      if (mask >> d & 1) put_varint(entries_, shard.box.offset[d]), put_varint(entries_, shard.box.shape[d]);
   }
-  if (shard.holder) put_varint(out, shard.holder->index), put_varint(out, shard.holder->count);
-  put_varint(out, shard.rank);
-  put_u32(out, shard.crc);
-  put_extents(out, shard.extents);
+  if (shard.holder) put_varint(entries_, shard.holder->index), put_varint(entries_, shard.holder->count);
+  put_varint(entries_, shard.rank);
+  put_u32(entries_, shard.crc);
+  put_extents(shard.extents);
 }
 
-void EntriesBuilder::put(std::string& out, const BlobEntry& blob, const Entry* last) {
-  out += static_cast<char>(Kind::kBlob);
-  put_name(out, blob.name, name_before(last));
-  put_varint(out, blob.rank);
-  put_varint(out, blob.size);
-  put_u32(out, blob.crc);
-  put_extents(out, blob.extents);
+void EntriesBuilder::put(const BlobEntry& blob, const Entry* last) {
+  entries_ += static_cast<char>(Kind::kBlob);
+  put_name(entries_, blob.name, name_before(last));
+  put_varint(entries_, blob.rank);
+  put_varint(entries_, blob.size);
+  put_u32(entries_, blob.crc);
+  put_extents(blob.extents);
 }
 
-void EntriesBuilder::put(std::string& out, const TokenEntry& token, const Entry* last) {
-  out += static_cast<char>(Kind::kToken);
-  put_name(out, token.stream, name_before(last));
-  put_varint(out, token.rank);
-  put_varint(out, token.bytes.size());
-  out += token.bytes;
+void EntriesBuilder::put(const TokenEntry& token, const Entry* last) {
+  entries_ += static_cast<char>(Kind::kToken);
+  put_name(entries_, token.stream, name_before(last));
+  put_varint(entries_, token.rank);
+  put_varint(entries_, token.bytes.size());
+  entries_ += token.bytes;
 }
 
-void EntriesBuilder::put(std::string& out, const MetaEntry& meta, const Entry* last) {
-  out += static_cast<char>(Kind::kMeta);
-  put_name(out, meta.scope, name_before(last));
-  put_varint(out, meta.key.size());
-  out += meta.key;
-  put_varint(out, meta.rank);
-  put_varint(out, meta.value.size());
-  out += meta.value;
+void EntriesBuilder::put(const MetaEntry& meta, const Entry* last) {
+  entries_ += static_cast<char>(Kind::kMeta);
+  put_name(entries_, meta.scope, name_before(last));
+  put_varint(entries_, meta.key.size());
+  entries_ += meta.key;
+  put_varint(entries_, meta.rank);
+  put_varint(entries_, meta.value.size());
+  entries_ += meta.value;
 }
 
-Result<std::vector<Entry>> entries_in(const Page& page) {
-  return EntriesReader(page).read();
+void EntriesReader::read_writers() {
+  std::vector<OwnerId> owners;
+  const auto owner_count = reader_.varint();
+  if (owner_count > reader_.left() / 16) reader_.fail();
+  for (std::uint64_t i = 0; i < owner_count && !reader_.failed(); ++i) {
+    const auto owner = reader_.raw(16);
+    if (!reader_.failed()) owners.push_back(*OwnerId::from_bytes(owner));
+  }
+  const auto count = reader_.varint();
+  if (count > reader_.left() / 9) reader_.fail();
+  if (!reader_.failed()) writers_.reserve(count);
+  for (std::uint64_t i = 0; i < count && !reader_.failed(); ++i) {
+    const auto owner = reader_.varint();
+    const auto nonce = reader_.u64();
+    if (owner >= owners.size()) reader_.fail();
+    if (!reader_.failed()) writers_.push_back({.owner = owners[owner], .writer = nonce, .index = 0});
+  }
+}
+
+Result<bool> EntriesReader::next() {
+  if (!begun_) {
+    begun_ = true;
+    read_writers();
+    if (left_ > reader_.left()) reader_.fail();
+  }
+  if (reader_.failed() || (left_ == 0 && reader_.left() != 0))
+    return cairn::fail(Errc::kDataLoss, "entries do not fill the page exactly");
+  if (left_ == 0) return false;
+  --left_;
+  const auto tag = reader_.u8();
+  bool rises = true;
+  if ((tag & kKindMask) == static_cast<std::uint8_t>(Kind::kShard)) {
+    rises = read_shard(tag);
+  } else {
+    auto next = read_other(tag);
+    if (!reader_.failed()) {
+      if (auto ok = check_entry(next); !ok) return cairn::fail(Errc::kDataLoss, std::move(ok.error().message));
+      rises = !any_ || order(entry_, next) < 0;
+      entry_ = std::move(next);
+    }
+  }
+  if (reader_.failed()) return cairn::fail(Errc::kDataLoss, "entries do not fill the page exactly");
+  if (const auto* shard = std::get_if<ShardEntry>(&entry_)) {
+    if (auto ok = tag & kNewTensor ? check_entry(entry_) : check_part(*shard); !ok)
+      return cairn::fail(Errc::kDataLoss, std::move(ok.error().message));
+  }
+  if (!rises) return cairn::fail(Errc::kDataLoss, fmt::format("entry '{}' is out of order", name_in(entry_)));
+  any_ = true;
+  return true;
+}
+
+/// Whether it comes after the entry before.
+bool EntriesReader::read_shard(std::uint8_t tag) {
+  const bool new_tensor = tag & kNewTensor, same_box = tag & kSameBox;
+  auto* shard = any_ ? std::get_if<ShardEntry>(&entry_) : nullptr;
+  // A page's first shard brings its tensor, and a tensor's first shard its box.
+  if ((shard == nullptr && !new_tensor) || (new_tensor && same_box) ||
+      (tag & ~(kKindMask | kNewTensor | kWithHolder | kSameBox)))
+    reader_.fail();
+  if (reader_.failed()) return false;
+  auto after = std::strong_ordering::greater;
+  if (new_tensor) {
+    if (shard == nullptr) {
+      if (any_) after = std::strong_ordering::less;  // shards come first
+      shard = &entry_.emplace<ShardEntry>();
+    }
+    auto tensor = name();
+    if (any_ && after > 0) after = tensor <=> shard->tensor;
+    shard->tensor = std::move(tensor);
+    const auto dtype = dtype_of(reader_.u8());
+    const auto dimensions = reader_.varint();
+    if (!dtype || dimensions > kDimensionsMax) reader_.fail();
+    if (reader_.failed()) return false;
+    shard->dtype = *dtype;
+    shard->global_shape.resize(dimensions);
+    for (auto& size : shard->global_shape) size = reader_.varint();
+  } else {
+    after = std::strong_ordering::equal;
+  }
+  const auto holder = shard->holder;
+  const auto rank = shard->rank;
+  if (!same_box) {
+    std::swap(before_, shard->box);
+    auto& [offset, shape] = shard->box;
+    const auto dimensions = shard->global_shape.size();
+    offset.assign(dimensions, 0);
+    shape = shard->global_shape;
+    const auto mask = reader_.varint();
+    if (mask >> dimensions != 0) reader_.fail();  // at most 32
+    for (std::size_t d = 0; d < dimensions && !reader_.failed(); ++d)
+      if (mask >> d & 1) offset[d] = reader_.varint(), shape[d] = reader_.varint();
+    if (after == 0) after = shard->box <=> before_;
+  }
+  shard->holder.reset();
+  if (tag & kWithHolder) {
+    const auto index = reader_.varint32(), count = reader_.varint32();
+    shard->holder = Holder{.index = index, .count = count};
+  }
+  shard->rank = reader_.varint32();
+  if (after == 0) after = order_of_parts(shard->holder, shard->rank, holder, rank);
+  shard->crc = reader_.u32();
+  read_extents(shard->extents);
+  return after > 0;
+}
+
+Entry EntriesReader::read_other(std::uint8_t tag) {
+  switch (static_cast<Kind>(tag)) {
+    case Kind::kBlob: {
+      BlobEntry out;
+      out.name = name();
+      out.rank = reader_.varint32();
+      out.size = reader_.varint();
+      out.crc = reader_.u32();
+      read_extents(out.extents);
+      return out;
+    }
+    case Kind::kToken: {
+      TokenEntry out;
+      out.stream = name();
+      out.rank = reader_.varint32();
+      out.bytes = reader_.raw(reader_.varint());
+      return out;
+    }
+    case Kind::kMeta: {
+      MetaEntry out;
+      out.scope = name();
+      out.key = reader_.raw(reader_.varint());
+      out.rank = reader_.varint32();
+      out.value = reader_.raw(reader_.varint());
+      return out;
+    }
+    default:
+      reader_.fail();
+      return {};
+  }
+}
+
+void EntriesReader::read_extents(std::vector<Extent>& out) {
+  out.clear();
+  const auto runs = reader_.varint();
+  if (runs > reader_.left()) reader_.fail();
+  for (std::uint64_t i = 0; i < runs && !reader_.failed(); ++i) {
+    const auto writer = reader_.varint();
+    const auto group = reader_.varint32(), index = reader_.varint32();
+    const auto count = reader_.varint();
+    const auto offset = reader_.varint32(), length = reader_.varint32();
+    const auto last_length = count > 1 ? reader_.varint32() : length;
+    // A few bytes can name many extents: bounded by the page's limit and the chunk indices there are.
+    if (writer >= writers_.size() || count == 0 || count > kExtentsMax - extents_ ||
+        count - 1 > ~std::uint32_t{0} - index)
+      reader_.fail();
+    if (reader_.failed()) break;
+    extents_ += count;
+    for (std::uint64_t k = 0; k < count; ++k) {
+      out.push_back({.group = group,
+                     .chunk = writers_[writer],
+                     .offset = offset,
+                     .length = k + 1 == count ? last_length : length});
+      out.back().chunk.index = index + static_cast<std::uint32_t>(k);
+    }
+  }
 }
 
 void put_fence(std::string& out, const Fence& fence, std::string_view name_before, std::uint64_t end) {

@@ -92,26 +92,64 @@ class EntriesBuilder {
   bool empty() const { return count_ == 0; }
   std::uint32_t count() const { return count_; }
   std::string body() const;
+  /// An empty page again, in the same memory.
+  void clear();
 
  private:
-  struct Writer {
-    OwnerId owner;
-    std::uint64_t nonce;
-    bool operator==(const Writer&) const = default;
-  };
   std::size_t writer_number(const ChunkId& chunk);
-  void put_extents(std::string& out, const std::vector<Extent>& extents);
-  void put(std::string& out, const ShardEntry& shard, const Entry* last);
-  void put(std::string& out, const BlobEntry& blob, const Entry* last);
-  void put(std::string& out, const TokenEntry& token, const Entry* last);
-  void put(std::string& out, const MetaEntry& meta, const Entry* last);
+  void forget_writers(std::size_t first);
+  /// The slot of the writer with this nonce for which `same` holds, or where it would stand.
+  template <class Same>
+  std::uint32_t* slot_of(std::uint64_t nonce, Same same) {
+    for (auto at = nonce * 0x9e3779b97f4a7c15ull >> 20;; ++at)
+      if (auto& slot = slots_[at & (slots_.size() - 1)]; slot == 0 || same(slot - 1)) return &slot;
+  }
+  void put_run(const Extent& first, std::uint32_t count, std::uint32_t last_length);
+  void put_extents(const std::vector<Extent>& extents);
+  void put(const ShardEntry& shard, const Entry* last);
+  void put(const BlobEntry& blob, const Entry* last);
+  void put(const TokenEntry& token, const Entry* last);
+  void put(const MetaEntry& meta, const Entry* last);
 
+  struct Writer {
+    std::uint32_t owner = 0;  // in owners_
+    std::uint64_t nonce = 0;
+  };
+  std::vector<OwnerId> owners_;
   std::vector<Writer> writers_;
-  std::string entries_;
+  std::vector<std::uint32_t> slots_;  // writers_ by hash: number + 1, 0 is free; a power of two, at most half full
+  std::string entries_, runs_;
   std::size_t extents_ = 0;
   std::uint32_t count_ = 0;
 };
-Result<std::vector<Entry>> entries_in(const Page& page);
+
+/// Entries of one page one after the other, each in the memory of the one before: an index has millions. Checks all
+/// that one page can tell: bounds, each entry (check_entry), their order. `page` outlives it.
+class EntriesReader {
+ public:
+  explicit EntriesReader(const Page& page) : reader_(page.body), left_(page.count) {}
+  /// False: the page has ended. errors: kDataLoss
+  Result<bool> next();
+  /// What next() has found.
+  const Entry& entry() const { return entry_; }
+  Entry& entry() { return entry_; }
+
+ private:
+  void read_writers();
+  bool read_shard(std::uint8_t tag);
+  Entry read_other(std::uint8_t tag);
+  std::string name() { return last_name_ = reader_.name(last_name_); }
+  void read_extents(std::vector<Extent>& out);
+
+  Reader reader_;
+  std::uint32_t left_;
+  bool begun_ = false, any_ = false;
+  std::vector<ChunkId> writers_;
+  std::string last_name_;
+  Entry entry_;
+  Box before_;  // of the shard before
+  std::size_t extents_ = 0;
+};
 
 /// Appends a fence to a fence page's body. `before` is the one before it, with `end` where its page ended.
 void put_fence(std::string& out, const Fence& fence, std::string_view name_before, std::uint64_t end);

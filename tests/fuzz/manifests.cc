@@ -18,7 +18,8 @@ using namespace format;
 void one(std::string_view input) {
   Input in(input);
   const auto owner = *OwnerId::from_bytes(kSampleOwner);
-  std::vector<server::RankManifest> ranks;
+  std::vector<server::MergePart> parts;
+  std::vector<std::string> manifests;
   std::vector<Contents> by_rank;
   for (std::uint32_t rank = 0; rank < 4 && !in.empty(); ++rank) {
     const auto count = in.byte();
@@ -26,20 +27,30 @@ void one(std::string_view input) {
     if (!contents) return;
     const auto manifest = encode(*contents);
     must(manifest, "what was decoded can be encoded");
-    ranks.push_back(
-        {.rank = rank, .bytes = *manifest, .digest = sha256(*manifest), .writer = 1000 + rank, .abandoned = {}});
+    parts.push_back({.bytes = manifest->size(),
+                     .speaker = server::Speaker{
+                         .rank = rank, .digest = sha256(*manifest), .writer = 1000 + rank, .abandoned = {}}});
+    manifests.push_back(*manifest);
     // Who names a token or metadata says so by naming it.
     for (auto& token : contents->tokens) token.rank = rank;
     for (auto& meta : contents->meta) meta.rank = rank;
     by_rank.push_back(*std::move(contents));
   }
-  const auto merged = server::merge_manifests(ranks, owner, {1});
-  if (!merged) return;
-  must(merged->written.index_bytes == merged->bytes.size(), "the index has the length that it is said to have");
-  must(sha256(std::string_view(merged->bytes).substr(merged->bytes.size() - merged->written.root_bytes)) ==
-           merged->written.root_digest,
+  server::Merge work(std::move(parts), owner, {1}, true);
+  for (std::size_t i = 0; i < manifests.size(); ++i) work.supply(i, std::move(manifests[i]));
+  std::string bytes_merged;
+  for (bool done = false; !done;) {
+    auto piece = work.run(1000);
+    if (!piece) return;
+    must(piece->done || !piece->bytes.empty(), "with all bytes there it goes on");
+    bytes_merged += piece->bytes;
+    done = piece->done;
+  }
+  const auto& written = work.written();
+  must(written.index_bytes == bytes_merged.size(), "the index has the length that it is said to have");
+  must(sha256(std::string_view(bytes_merged).substr(bytes_merged.size() - written.root_bytes)) == written.root_digest,
        "and the root's digest");
-  const auto index = decode(merged->bytes);
+  const auto index = decode(bytes_merged);
   must(index, "a merged index can be decoded");
   const auto in_memory = merge(by_rank);
   must(in_memory && *in_memory == *index, "it is what merging in memory gives");

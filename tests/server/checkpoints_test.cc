@@ -1,5 +1,6 @@
 #include "proto/common/checksum.h"
 #include "proto/wire/records.pb.h"
+#include "server/records/keys.h"
 #include "server/records/records.h"
 #include "storage/format/index_pages.h"
 #include "tests/server/fixture.h"
@@ -13,6 +14,7 @@ using State = wire::AttemptStatusReply;
 
 /// What lies under the run's keys when nothing of a save is open.
 void check_nothing_open(Fixture& f) {
+  f.wait(1s);  // seals go after the commit
   CHECK(f.records("a/") == 0);
   CHECK(f.records("l/") == 0);
   CHECK(f.daemon->stats().checkpoints.open == 0);
@@ -35,6 +37,8 @@ std::string read_index(RunFixture& f, const wire::StepInfo& info) {
       REQUIRE(bytes);
       out += *bytes;
     }
+  REQUIRE(out.size() >= info.index_bytes());
+  out.resize(info.index_bytes());  // a list of writers may follow
   return out;
 }
 
@@ -359,15 +363,111 @@ TEST_CASE("checkpoints: a manifest that cannot be read fails the save, not the d
   REQUIRE(f.save(launched, 2));
 }
 
-TEST_CASE("checkpoints: manifests beyond the merge memory are a clear failure", "[server]") {
+TEST_CASE("checkpoints: manifests longer than the merge memory are merged all the same", "[server]") {
   Daemon::Options options;
-  options.checkpoints.merge_memory_bytes = 100;
+  options.checkpoints.merge_memory_bytes = 64 * kKiB;
+  options.checkpoints.merge_fan_in = 2;
+  RunFixture f(options);
+  const auto launched = *f.open("a");
+  constexpr std::uint32_t kRanks = 5;
+  std::optional<OwnerId> owner;
+  std::uint64_t manifests = 0;
+  for (std::uint32_t rank = 0; rank < kRanks; ++rank) {
+    owner = *f.begin(launched, 1, rank, {.world_size = kRanks});
+    auto contents = f.contents(*owner, rank, kRanks);
+    for (int i = 0; i < 1500; ++i)
+      contents.meta.push_back(
+          {.scope = "f", .key = std::to_string(i), .value = "a value that is the same on all ranks", .rank = rank});
+    const auto seal = f.upload(*owner, rank, kRanks, contents);
+    manifests += seal.manifest_bytes();
+    REQUIRE(f.seal(seal));
+  }
+  CHECK(manifests > 3 * options.checkpoints.merge_memory_bytes);
+  const auto status = f.final_status(*owner);
+  INFO(status.error());
+  CHECK(status.state() == State::COMMITTED);
+  const auto index = format::decode(read_index(f, *f.open_step()));
+  REQUIRE(index);
+  CHECK(index->meta.size() == 1500);
+}
+
+TEST_CASE("checkpoints: an entry longer than the merge memory is a clear failure", "[server]") {
+  Daemon::Options options;
+  options.checkpoints.merge_memory_bytes = 64 * kKiB;
   RunFixture f(options);
   const auto owner = *f.begin(*f.open("a"), 1, 0, {});
-  REQUIRE(f.save_rank(owner, 0, 1));
+  auto contents = f.contents(owner, 0, 1);
+  contents.meta.push_back({.scope = "f", .key = "k", .value = std::string(200 * kKiB, 'v'), .rank = 0});
+  REQUIRE(f.seal(f.upload(owner, 0, 1, contents)));
   const auto status = f.final_status(owner);
   CHECK(status.state() == State::FAILED);
-  CHECK(status.error().find("merges at most 50") != std::string::npos);
+  INFO(status.error());
+  CHECK(status.error().find("than what this daemon merges") != std::string::npos);
+}
+
+TEST_CASE("checkpoints: a daemon that dies while manifests are merged in levels merges them again", "[server]") {
+  // Goal: runs are remade from the manifests, and what a process before left of them is garbage. Method: fan-in 2, so
+  // that nine ranks make levels; the daemon dies after a number of seals and a moment more, drawn from the seed.
+  Daemon::Options options;
+  options.checkpoints.merge_fan_in = 2;
+  options.checkpoints.writers_in_record_max = 3;
+  options.garbage.grace = 10s;
+  options.garbage.interval = 1s;
+  constexpr std::uint32_t kRanks = 9;
+  std::uint64_t merges = 0;
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    RunFixture f(options, seed);
+    const auto launched = *f.open("a");
+    OwnerId owner;
+    for (std::uint32_t rank = 0; rank < kRanks; ++rank) owner = *f.begin(launched, 1, rank, {.world_size = kRanks});
+    for (std::uint32_t i = 0; i < kRanks; ++i) {
+      const auto rank = (i * 5 + static_cast<std::uint32_t>(seed)) % kRanks;
+      REQUIRE(f.save_rank(owner, rank, kRanks));
+      if (i == seed % kRanks) {
+        f.wait(std::chrono::microseconds(seed * 150));
+        merges += f.daemon->stats().checkpoints.merges;
+        f.restart_after(seed % 2 == 0 ? sim::Death::kPowerLoss : sim::Death::kProcess);
+      }
+    }
+    const auto status = f.final_status(owner);
+    INFO("seed " << seed << ": " << status.error());
+    REQUIRE(status.state() == State::COMMITTED);
+    check_nothing_open(f);
+    f.wait(1s);
+    CHECK(f.records("l/") == 0);
+    const auto info = *f.open_step();
+    const auto index = format::decode(read_index(f, info));
+    REQUIRE(index);
+    CHECK(index->shards.size() == kRanks);
+    // Left are data and manifest of each rank, and the index.
+    f.wait(1min);
+    std::uint64_t index_chunks = 0;
+    for (const auto& run : info.index()) index_chunks += run.count();
+    CHECK(f.target->chunks().stats().chunks == 2 * kRanks + index_chunks);
+    CHECK(format::decode(read_index(f, info)));
+  }
+  CHECK(merges > 0);
+}
+
+TEST_CASE("checkpoints: seals that a crash left of an ended attempt are erased at the next start", "[server]") {
+  RunFixture f;
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {});
+  REQUIRE(f.save_rank(owner, 0, 1));
+  CHECK(f.final_status(owner).state() == State::COMMITTED);
+  // As if it had died between the commit and the end of what follows.
+  const auto group = owner.home_group();
+  records::SealRecord seal;
+  seal.set_writer(7);
+  for (const std::uint32_t rank : {0U, 1U, 2U}) {
+    Edit edit(group);
+    edit.put(seal_key(owner, rank), seal);
+    REQUIRE(f.run(edit.apply(f.daemon->records())));
+  }
+  CHECK(f.records("l/") == 3);
+  f.restart_after(sim::Death::kPowerLoss);
+  CHECK(f.records("l/") == 0);
+  CHECK(f.steps() == std::vector<std::uint64_t>{1});
 }
 
 TEST_CASE("checkpoints: a committed step is refused, or replaced whole when overwrite is said", "[server]") {

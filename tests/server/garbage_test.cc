@@ -91,7 +91,10 @@ TEST_CASE("garbage: chunks of a failed save are freed after the grace time, not 
 }
 
 TEST_CASE("garbage: a committed step keeps its writers' chunks and no others", "[server]") {
-  RunFixture f(quick());
+  // In the record, and in a list behind the index.
+  auto options = quick();
+  options.checkpoints.writers_in_record_max = GENERATE(256U, 1U);
+  RunFixture f(options);
   const auto launched = *f.open("a");
   const auto owner = *f.begin(launched, 1, 0, {});
   // A process of the rank that died and came back, and a chunk that was given up.
@@ -113,6 +116,24 @@ TEST_CASE("garbage: a committed step keeps its writers' chunks and no others", "
   const auto info = *f.open_step();
   CHECK(f.has({.owner = owner, .writer = info.index(0).writer(), .index = 0}));
   CHECK(f.daemon->stats().garbage.freed_chunks == 2);
+}
+
+TEST_CASE("garbage: nothing is freed of a step whose list of writers cannot be read", "[server]") {
+  auto options = quick();
+  options.checkpoints.writers_in_record_max = 1;
+  RunFixture f(options);
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {});
+  const ChunkId stray{.owner = owner, .writer = 77, .index = 0};
+  REQUIRE(f.put(stray, "stray"));
+  REQUIRE(f.save_rank(owner, 0, 1));
+  CHECK(f.final_status(owner).state() == wire::AttemptStatusReply::COMMITTED);
+  const auto info = *f.open_step();
+  REQUIRE(f.run(f.target->chunks().remove({{.owner = owner, .writer = info.index(0).writer(), .index = 0}})));
+  f.wait(1min);
+  CHECK(f.has(stray));
+  CHECK(f.has({.owner = owner, .writer = RunFixture::writer_of(0), .index = 0}));
+  CHECK(f.daemon->stats().garbage.freed_chunks == 0);
 }
 
 TEST_CASE("garbage: removed and replaced things are freed, their successors are not", "[server]") {

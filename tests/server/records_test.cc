@@ -1,6 +1,7 @@
 #include "server/records/records.h"
 #include "proto/common/text.h"
 #include "server/records/merged_scan.h"
+#include "server/records/writer_list.h"
 #include "tests/server/fixture.h"
 
 using namespace cairn;
@@ -65,4 +66,30 @@ TEST_CASE("records: a value that is no message is data loss, with its key", "[se
   REQUIRE_FALSE(reply);
   CHECK(reply.error().code == Errc::kDataLoss);
   CHECK(reply.error().message.find("b/b") != std::string::npos);
+}
+
+TEST_CASE("writer list: what goes in comes out, anything else is refused", "[server]") {
+  WriterList list;
+  CHECK(encode_writers(list)->empty());
+  list.writers = {0, 7, 1ull << 63, UINT64_MAX};
+  list.abandoned = {{7, 0}, {7, UINT32_MAX}, {UINT64_MAX, 3}};
+  const auto bytes = encode_writers(list);
+  REQUIRE(bytes);
+  CHECK(bytes->size() == 4 * 12 + 3 * 4);
+  const auto back = decode_writers(*bytes);
+  REQUIRE(back);
+  CHECK(back->writers == list.writers);
+  CHECK(back->abandoned == list.abandoned);
+  int refused = 0;
+  for (std::size_t size = 1; size < bytes->size(); ++size)
+    if (const auto cut = decode_writers(std::string_view(*bytes).substr(0, size)); !cut) {
+      CHECK(cut.error().code == Errc::kDataLoss);
+      ++refused;
+    } else {
+      CHECK(cut->writers.size() < list.writers.size());
+    }
+  CHECK(refused > 50);
+  CHECK_FALSE(decode_writers(*bytes + *bytes));  // not rising
+  for (std::uint64_t i = 0; i < 1'400'000; ++i) list.writers.insert(UINT64_MAX - 2'000'000 + i);
+  CHECK(encode_writers(list).error().code == Errc::kInvalid);
 }

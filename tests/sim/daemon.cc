@@ -210,6 +210,8 @@ Task<void> SimDaemon::run(SimDaemon* self) {
   daemon.retention.interval = options.retention_interval;
   daemon.objects.upload_idle_max = std::chrono::minutes(1);
   daemon.checkpoints.index_chunk_bytes = 64 * kKiB;
+  daemon.checkpoints.merge_fan_in = 2;           // so that a few ranks make levels
+  daemon.checkpoints.writers_in_record_max = 2;  // a rank and the index
   daemon.bugs = save_bugs(options.bug);
   daemon.membership_bugs = membership_bugs(options.bug);
   daemon.lost_targets = self->lost_;

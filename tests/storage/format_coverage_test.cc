@@ -254,8 +254,8 @@ TEST_CASE("coverage: entries out of order are refused, not trusted", "[format]")
   Ranks r;
   const auto a = r.shard(0, "a", {1}, box({0}, {1})), b = r.shard(0, "b", {1}, box({0}, {1}));
   const auto feed = [](std::vector<Entry> entries) -> Result<void> {
-    Coverage coverage([](Entry) -> Result<void> { return {}; });
-    for (auto& entry : entries) CHECK_OK(coverage.add(std::move(entry)));
+    Coverage coverage([](const Entry&) -> Result<void> { return {}; });
+    for (const auto& entry : entries) CHECK_OK(coverage.add(entry));
     CHECK_OK(coverage.finish());
     return {};
   };
@@ -263,4 +263,80 @@ TEST_CASE("coverage: entries out of order are refused, not trusted", "[format]")
   CHECK(feed({a, b, blob}));
   CHECK(feed({b, a}).error().code == Errc::kInvalid);
   CHECK(feed({a, blob, b}).error().code == Errc::kInvalid);
+}
+
+TEST_CASE("coverage: proof and flaws are those of counting elements, whatever boxes adjoin", "[format]") {
+  INFO("CAIRN_TEST_SEED=" << seed());
+  Random random(seed());
+  int whole_ones = 0, flawed_ones = 0;
+  for (int round = 0; round < 600; ++round) {
+    const auto shape = random_shape(random, 4, 6);
+    auto boxes = random_tiling(random, shape, random.in(0, 12));
+    if (random.chance(60) && !boxes.empty()) {
+      const auto at = boxes.begin() + static_cast<std::ptrdiff_t>(random.in(0, boxes.size() - 1));
+      if (random.chance(40)) {
+        boxes.erase(at);
+      } else if (random.chance(50)) {
+        *at = random_box(random, shape);
+      } else {
+        boxes.push_back(random_box(random, shape));
+      }
+    }
+    Ranks r;
+    std::vector<Box> unequal;  // equal ones are copies of each other
+    for (const auto& one : boxes) {
+      r.shard(static_cast<std::uint32_t>(r.ranks.size()), "w", shape, one);
+      if (std::ranges::find(unequal, one) == unequal.end()) unequal.push_back(one);
+    }
+    if (boxes.empty()) continue;
+    const auto flaw = naive_flaw(unequal, whole(shape));
+    const auto merged = r.merged();
+    INFO((merged ? std::string("proved") : merged.error().message));
+    REQUIRE(merged.has_value() == !flaw.has_value());
+    ++(flaw ? flawed_ones : whole_ones);
+    if (!flaw) continue;
+    CHECK(merged.error().code == Errc::kConflict);
+    CHECK((merged.error().message.find("no rank saved") != std::string::npos) == (flaw->second == 0));
+  }
+  CHECK(whole_ones > 50);
+  CHECK(flawed_ones > 50);
+}
+
+TEST_CASE("coverage: a tensor cut into very many parts is proved in the memory of a few", "[format]") {
+  // 300,000 parts are more boxes than it holds, so this passes only when they are joined as they come.
+  static_assert(300'000 > Coverage::kBoxesMax);
+  Coverage coverage([](const Entry&) -> Result<void> { return {}; });
+  ShardEntry shard{.tensor = "w",
+                   .dtype = DType::kU8,
+                   .global_shape = {600, 500, 2},
+                   .box = box({0, 0, 0}, {1, 1, 2}),
+                   .holder = {},
+                   .rank = 0,
+                   .crc = 0,
+                   .extents = {{.group = 1, .chunk = {}, .offset = 0, .length = 2}}};
+  const auto cut = [&](std::uint64_t step) -> Result<Totals> {
+    for (std::uint64_t row = 0; row < 600; ++row)
+      for (std::uint64_t column = 0; column < 500; column += step) {
+        shard.box.offset = {row, column, 0};
+        CHECK_OK(coverage.add(Entry(shard)));
+      }
+    return coverage.finish();
+  };
+  const auto totals = cut(1);
+  INFO((totals ? "" : totals.error().message));
+  REQUIRE(totals);
+  CHECK(totals->shards == 300'000);
+  // Every second part: nothing joins, and its memory is bounded all the same.
+  shard.tensor = "x";
+  shard.global_shape = {600, 1000, 2};
+  Coverage holes([](const Entry&) -> Result<void> { return {}; });
+  Result<void> refused;
+  for (std::uint64_t row = 0; row < 600 && refused; ++row)
+    for (std::uint64_t column = 0; column < 1000 && refused; column += 2) {
+      shard.box.offset = {row, column, 0};
+      refused = holes.add(Entry(shard));
+    }
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::kInvalid);
+  CHECK_THAT(refused.error().message, Catch::Contains("'x'"));
 }

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "proto/common/checksum.h"
+#include "storage/format/index_merge.h"
 #include "storage/format/index_pages.h"
 #include "storage/format/page_codec.h"
 #include "tests/storage/format_model.h"
@@ -176,7 +177,7 @@ TEST_CASE("index: a search reads only the pages that can hold a match, and finds
   const auto index = *encode(contents);
   std::size_t all_pages = 0;
   CHECK(*find_in(index, {}, &all_pages) == contents);
-  CHECK(all_pages > 200);
+  CHECK(all_pages > 100);
 
   std::size_t pages = 0;
   const auto one = find_in(index, {{.kind = Kind::kShard, .name = "t7", .box = box({1999, 3}, {3, 2})}}, &pages);
@@ -322,8 +323,11 @@ TEST_CASE("index: a page that names more chunks than a page may is refused whate
   const auto page_of = [](std::uint32_t chunks, Fence& ref) {
     std::string body;
     pages::put_varint(body, 1);
-    body.append(24, 'w');  // one writer
-    body += '\2';          // a blob
+    body.append(16, 'w');  // one owner
+    pages::put_varint(body, 1);
+    pages::put_varint(body, 0);
+    body.append(8, 'w');  // one writer of it
+    body += '\2';         // a blob
     pages::put_name(body, "b", "");
     pages::put_varint(body, 0);
     pages::put_varint(body, chunks);
@@ -376,33 +380,102 @@ TEST_CASE("index: one written by a newer program is refused as such, not as dama
   CHECK_THAT(result.error().message, Catch::Contains("version 9"));
 }
 
-TEST_CASE("merge: sorted streams whose pages arrive one by one come out as one sorted stream", "[format]") {
+namespace {
+
+/// Merges whole indexes whose bytes come in pieces of random size, into one.
+Result<std::string> merge_in_pieces(Random& random, const std::vector<std::string>& parts, std::uint64_t piece_max) {
+  std::vector<std::uint64_t> sizes;
+  for (const auto& part : parts) sizes.push_back(part.size());
+  IndexMerge merge(sizes, {});
+  std::vector<std::size_t> given(parts.size(), 0);
+  std::string out;
+  IndexWriter writer([&out](std::string_view bytes) -> Result<void> {
+    out += bytes;
+    return {};
+  });
+  for (;;) {
+    TRY(const auto* entry, merge.next());
+    if (entry != nullptr) {
+      CHECK_OK(writer.add_checked(*entry));
+      continue;
+    }
+    const auto source = merge.hungry();
+    if (!source) break;
+    CHECK(merge.stream(*source).buffered() < merge.stream(*source).wanted());
+    const auto size = std::min<std::uint64_t>(random.in(1, piece_max), parts[*source].size() - given[*source]);
+    if (size == 0) return fail(Errc::kFailed, "hungry after the last byte");
+    merge.supply(*source, std::string_view(parts[*source]).substr(given[*source], size));
+    given[*source] += size;
+  }
+  CHECK(merge.ended());
+  CHECK_OK(writer.finish());
+  return out;
+}
+
+std::vector<Contents> scattered(Random& random, const Contents& all, std::size_t parts) {
+  std::vector<Contents> out(parts);
+  for (const auto& entry : entries_of(all)) append(out[random.in(0, parts - 1)], entry);
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("merge: indexes that come in pieces become the index of all their entries, in levels too", "[format]") {
   INFO("CAIRN_TEST_SEED=" << seed());
   Random random(seed());
-  for (int round = 0; round < 50; ++round) {
-    const auto all = entries_of(random_contents(random, 20, 40));
-    const auto sources = random.in(1, 9);
-    std::vector<std::vector<Entry>> parts(sources);
-    for (const auto& entry : all) parts[random.in(0, sources - 1)].push_back(entry);
-    std::vector<std::size_t> given(sources, 0);
-    MergeIterator merge(sources);
-    std::vector<Entry> out;
-    for (;;) {
-      if (const auto source = merge.hungry()) {
-        CHECK_FALSE(merge.next());
-        auto& at = given[*source];
-        Contents page;
-        for (auto n = random.in(0, 4); n-- > 0 && at < parts[*source].size();) append(page, parts[*source][at++]);
-        if (page == Contents{} && at == parts[*source].size())
-          merge.end(*source);
-        else
-          merge.supply(*source, std::move(page));
-        continue;
+  for (int round = 0; round < 60; ++round) {
+    const auto all = random_contents(random, random.in(0, 60), random.chance(50) ? 40 : 700);
+    const auto whole = encode(all);
+    REQUIRE(whole);
+    std::vector<std::string> parts;
+    for (const auto& part : scattered(random, all, random.in(1, 40))) parts.push_back(*encode(part));
+    const auto piece = random.chance(50) ? 1 << 20 : random.in(16, 3000);
+    const auto at_once = merge_in_pieces(random, parts, piece);
+    INFO((at_once ? "" : at_once.error().message));
+    REQUIRE(at_once);
+    REQUIRE(*at_once == *whole);
+    // Whatever is merged first, and in how many levels, the bytes are the same.
+    while (parts.size() > 1) {
+      std::vector<std::string> some;
+      for (auto n = random.in(2, 8); n > 0 && !parts.empty(); --n) {
+        const auto at = parts.begin() + static_cast<std::ptrdiff_t>(random.in(0, parts.size() - 1));
+        some.push_back(std::move(*at));
+        parts.erase(at);
       }
-      auto entry = merge.next();
-      if (!entry) break;
-      out.push_back(std::move(*entry));
+      auto merged = merge_in_pieces(random, some, piece);
+      REQUIRE(merged);
+      parts.push_back(*std::move(merged));
     }
-    REQUIRE(out == all);
+    REQUIRE(parts.front() == *whole);
   }
+}
+
+TEST_CASE("merge: every single flipped bit and every truncation of a part is detected", "[format]") {
+  INFO("CAIRN_TEST_SEED=" << seed());
+  Random random(seed());
+  const auto all = random_contents(random, 6, 40);
+  std::vector<std::string> parts;
+  for (const auto& part : scattered(random, all, 2)) parts.push_back(*encode(part));
+  REQUIRE(merge_in_pieces(random, parts, 1 << 20));
+  for (std::size_t at = 0; at < parts[1].size(); ++at) {
+    auto bad = parts;
+    bad[1][at] = static_cast<char>(bad[1][at] ^ 1 << random.in(0, 7));
+    const auto merged = merge_in_pieces(random, bad, 1 << 20);
+    REQUIRE_FALSE(merged);
+    CHECK(merged.error().code == Errc::kDataLoss);
+    bad[1] = parts[1].substr(0, at);
+    const auto cut = merge_in_pieces(random, bad, 1 << 20);
+    REQUIRE_FALSE(cut);
+    CHECK(cut.error().code == Errc::kDataLoss);
+  }
+}
+
+TEST_CASE("merge: entries that stand in two parts, or go back, are refused", "[format]") {
+  INFO("CAIRN_TEST_SEED=" << seed());
+  Random random(seed());
+  const auto part = encode(random_contents(random, 3, 40));
+  REQUIRE(part);
+  const auto twice = merge_in_pieces(random, {*part, *part}, 1 << 20);
+  REQUIRE_FALSE(twice);
+  CHECK(twice.error().code == Errc::kInvalid);
 }
