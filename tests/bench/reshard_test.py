@@ -31,7 +31,7 @@ class Reshard(unittest.TestCase):
             wanted, moved, disk = (result[name][which] for name in ("bytes_wanted", "bytes_moved", "bytes_from_disk"))
             told = f"{which}: wanted {wanted:.0f}, moved {moved / wanted:.3f}, from disk {disk / wanted:.3f}"
             print(*flags, told)
-            self.assertEqual(wanted, result["bytes"], told)
+            self.assertEqual(wanted, result["bytes"][which], told)
             self.assertGreaterEqual(moved, wanted, told)
             self.assertLessEqual(moved, 1.05 * wanted, told)
             self.assertGreaterEqual(disk, wanted, told)
