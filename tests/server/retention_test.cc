@@ -194,12 +194,13 @@ TEST_CASE("retention: a launch that opens while steps are removed finds its step
     REQUIRE(f.eventually([&] { return f.daemon->stats().retention.removed > 0; }));
     takes = f.world.now() - began;
   }
+  constexpr int kMoments = 500;
   int lost = 0, refused = 0, found = 0;
-  for (int moment = 0; moment <= 100; ++moment) {
+  for (int moment = 0; moment <= kMoments; ++moment) {
     RetentionFixture f(quick({.retention_blind = blind}));
     f.save_all({1, 2, 3});
     const auto changed = set_policy(f);
-    f.world.run_for(takes * moment / 100);
+    f.world.run_for(takes * moment / kMoments);
     const auto opened = f.open("a", 1, 2);
     f.wait(5s);
     if (!opened) {
