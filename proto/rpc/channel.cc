@@ -19,6 +19,9 @@ using wire::FrameHeader;
 using wire::FrameKind;
 
 constexpr rt::Duration kHandshakeMax = std::chrono::seconds(5);
+// A daemon that is asked by more than it lets wait hangs up on the oldest who has not said who it is.
+constexpr int kHandshakes = 3;
+constexpr rt::Duration kHandshakePause = std::chrono::milliseconds(100);
 /// Spans of a sink below this size are filled through one buffer: a read per row of a strided slice would cost more
 /// than the copy.
 constexpr std::size_t kDirectBytesMin = 64 * kKiB;
@@ -38,12 +41,18 @@ class ChannelImpl final : public Channel, public std::enable_shared_from_this<Ch
         tasks_(runtime.loop) {}
 
   static Task<std::shared_ptr<Channel>> open(rt::Runtime runtime, std::string address, Options options) {
-    CO_TRY(auto stream, co_await runtime.net.dial(address));
-    auto channel = std::make_shared<ChannelImpl>(runtime, std::move(stream), std::move(address), std::move(options));
-    CO_CHECK_OK(co_await rt::with_deadline(runtime.loop, runtime.loop.now() + kHandshakeMax, channel->shake_hands(),
-                                           channel->address_ + ": handshake"));
-    channel->start();
-    co_return std::shared_ptr<Channel>(std::move(channel));
+    for (int tries = 1;; ++tries) {
+      CO_TRY(auto stream, co_await runtime.net.dial(address));
+      auto channel = std::make_shared<ChannelImpl>(runtime, std::move(stream), address, options);
+      auto agreed = co_await rt::with_deadline(runtime.loop, runtime.loop.now() + kHandshakeMax, channel->shake_hands(),
+                                               address + ": handshake");
+      if (agreed) {
+        channel->start();
+        co_return std::shared_ptr<Channel>(std::move(channel));
+      }
+      if (agreed.error().code != Errc::kUnavailable || tries == kHandshakes) co_return fail(std::move(agreed).error());
+      co_await runtime.loop.sleep(tries * kHandshakePause);
+    }
   }
 
   Task<std::string> call(wire::Method method, std::string request, rt::TimePoint deadline) override {

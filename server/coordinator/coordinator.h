@@ -43,6 +43,10 @@ struct LocalMap {
 ///           kUnavailable  as may_start()
 Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost = {}, MembershipBugs bugs = {});
 
+/// As may_start() of changes.h, with the targets that are here and have not failed. Where it is refused because some
+/// have failed since they were opened, it says why, with the code of that failure.
+Result<bool> may_start_here(const ClusterMap& map, const TargetSet& targets, const std::set<Uuid>& lost);
+
 /// The newest map that lies on these targets; nothing when they never belonged to a cluster. Targets on which it cannot
 /// be read are passed over. errors: kDataLoss  it can be read on none of them
 Task<std::optional<ClusterMap>> newest_map(const TargetSet& targets);

@@ -109,6 +109,16 @@ std::set<Uuid> usable(const TargetSet& targets) {
 
 }  // namespace
 
+Result<bool> may_start_here(const ClusterMap& map, const TargetSet& targets, const std::set<Uuid>& lost) {
+  auto answer = may_start(map, usable(targets), lost);
+  if (answer || answer.error().code != Errc::kUnavailable) return answer;
+  for (const auto& entry : targets.all())
+    if (const auto& failure = entry.target->committer().failure())
+      return fail(failure->code, "--data " + entry.directory + ": its target has failed: " + failure->message + "; " +
+                                     answer.error().message);
+  return answer;
+}
+
 Task<std::optional<ClusterMap>> newest_map(const TargetSet& targets) {
   std::optional<ClusterMap> newest;
   std::optional<Error> failure;
@@ -144,7 +154,7 @@ Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost, M
   LocalMap out;
   if (newest) {
     CO_CHECK_OK(check_belong(targets, maps, *newest));
-    if (!bugs.start_alone) CO_CHECK_OK(may_start(*newest, usable(targets), lost));
+    if (!bugs.start_alone) CO_CHECK_OK(may_start_here(*newest, targets, lost));
     term = std::max(term, newest->term);
   } else if (!lost.empty()) {
     co_return fail(Errc::kInvalid, "--lost-target names a target, but no directory holds a map");
@@ -157,7 +167,7 @@ Task<LocalMap> open_local_coordinator(TargetSet& targets, std::set<Uuid> lost, M
     if (!newest) co_return fail(std::move(written).error());
   }
   if (newest && !bugs.start_alone) {  // again: some may have failed
-    CO_TRY(out.forced, may_start(*newest, usable(targets), lost));
+    CO_TRY(out.forced, may_start_here(*newest, targets, lost));
   }
   out.coordinator = std::make_unique<Local>(targets, std::move(newest), term + 1);
   co_return out;

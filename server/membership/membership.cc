@@ -41,12 +41,7 @@ Task<void> Membership::start(Options options) {
     auto done = co_await coordinator_.propose(std::move(next), known ? known->version : 0);
     if (done) break;
     if (targets_.failed() == failed) co_return fail(std::move(done).error());
-    if (known) {
-      std::set<Uuid> present;
-      for (const auto& entry : targets_.all()) present.insert(entry.target->uuid());
-      for (const auto& uuid : targets_.failed()) present.erase(uuid);
-      CO_CHECK_OK(may_start(*known, present, start.lost));
-    }
+    if (known) CO_CHECK_OK(may_start_here(*known, targets_, start.lost));
   }
   for (const auto& target : map().targets)
     if (target.out)

@@ -23,7 +23,7 @@ import harness
 
 KINDS = [("superblock", r"superblock"), ("mark", r"mark"), ("segment", r"segment-.*"), ("CURRENT", r"index/CURRENT"),
          ("IDENTITY", r"index/IDENTITY"), ("MANIFEST", r"index/MANIFEST-.*"), ("OPTIONS", r"index/OPTIONS-.*"),
-         ("table", r"index/.*\.sst"), ("log", r"index/.*\.log"), ("info log", r"index/LOG.*")]
+         ("table", r"index/.*\.sst"), ("log", r"index/.*\.log")]
 DAMAGED = 6  # the exit code of DATA_LOSS
 
 
