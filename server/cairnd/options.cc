@@ -306,7 +306,7 @@ MemoryShares memory_shares(const CairndOptions& options) {
   return {.units = static_cast<std::size_t>(memory / 2 / kUnitBytes),
           .index_bytes = std::clamp<std::uint64_t>(memory / 8, 8 * kMiB, 512 * kMiB),
           .message_bytes = std::clamp<std::uint64_t>(memory / 16, 4 * kMiB, 64 * kMiB),
-          .merge_bytes = std::min<std::uint64_t>(memory / 4, 256 * kMiB),
+          .merge_bytes = std::min<std::uint64_t>(memory * 3 / 16, 256 * kMiB),
           .connections = static_cast<std::uint32_t>(
               std::min<std::uint64_t>({memory / 8 / kConnectionBytes, options.connections}))};
 }

@@ -194,7 +194,7 @@ TEST_CASE("retention: a launch that opens while steps are removed finds its step
     REQUIRE(f.eventually([&] { return f.daemon->stats().retention.removed > 0; }));
     takes = f.world.now() - began;
   }
-  constexpr int kMoments = 500;
+  constexpr int kMoments = 250;
   int lost = 0, refused = 0, found = 0;
   for (int moment = 0; moment <= kMoments; ++moment) {
     RetentionFixture f(quick({.retention_blind = blind}));
