@@ -145,9 +145,11 @@ Result<void> Coverage::add_shard(const Entry& entry, const ShardEntry& shard) {
 
 Result<void> Coverage::begin_box(const ShardEntry& shard) {
   auto& first = box_.first;  // assigned part by part, so that its memory is used again
-  first.tensor = shard.tensor;
-  first.dtype = shard.dtype;
-  first.global_shape = shard.global_shape;
+  if (joined_.empty()) {     // else of the same tensor
+    first.tensor = shard.tensor;
+    first.dtype = shard.dtype;
+    first.global_shape = shard.global_shape;
+  }
   first.box = shard.box;
   first.holder = shard.holder;
   first.rank = shard.rank;
