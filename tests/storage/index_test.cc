@@ -418,10 +418,12 @@ TEST_CASE("index: damaged or missing files are data loss, at open or at the read
 
 TEST_CASE("index: verify reads every table file, past what is in memory", "[index]") {
   Fixture f;
+  f.options.memory_bytes = 64 * kMiB;  // one table, written by the reopening: nothing is merged away behind this test
   f.fill();
+  f.reopen();
   REQUIRE(f.run(f.open_index->verify()));
   const auto tables = f.files(".sst");
-  REQUIRE(tables.size() >= 1);
+  REQUIRE(tables.size() == 1);
   // Right in the middle: a block of data, or what says where they lie.
   flip(tables.back(), fs::file_size(tables.back()) / 2);
   const auto verified = f.run(f.open_index->verify());
