@@ -114,7 +114,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
 
   Facts facts_;
   std::weak_ptr<Connection> owner_;
-  std::deque<Data> incoming_;  // bounded by the connection's credit
+  std::list<Data> incoming_;  // bounded by the connection's credit; a list has no memory while it is empty
   rt::Signal arrived_;
   rt::Semaphore turn_;
   int waiting_ = 0;

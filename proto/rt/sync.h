@@ -2,7 +2,6 @@
 
 #include <cassert>
 #include <coroutine>
-#include <deque>
 #include <list>
 #include <memory>
 #include <optional>
@@ -198,11 +197,11 @@ class Semaphore {
     std::shared_ptr<bool> alive;
   };
   struct State : std::enable_shared_from_this<State> {
-    State(Loop* l, std::uint64_t a, std::uint64_t c, std::deque<Waiting> w)
+    State(Loop* l, std::uint64_t a, std::uint64_t c, std::list<Waiting> w)
         : loop(l), available(a), capacity(c), waiters(std::move(w)) {}
     Loop* loop;
     std::uint64_t available, capacity;
-    std::deque<Waiting> waiters;
+    std::list<Waiting> waiters;
     void give_back(std::uint64_t count) {
       available += count;
       assert(available <= capacity);

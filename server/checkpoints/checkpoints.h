@@ -177,6 +177,9 @@ class Checkpoints {
   LivePtr ensure_live(const records::Attempt& attempt, std::string bucket, std::string run);
   /// errors: kUnavailable  drain() was called
   Task<void> ended(LivePtr live);
+  static wire::AttemptStatusReply status_of(const Live& live);
+  /// Of an attempt that is not in memory. nullopt: it is open.
+  Task<std::optional<wire::AttemptStatusReply>> status_at_end(OwnerId owner, std::string bucket, std::string run);
 
   /// Writes down who has joined, for the next process.
   Task<void> keep_joined();

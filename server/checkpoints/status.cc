@@ -313,54 +313,62 @@ Task<void> Checkpoints::erase_old_seals() {
   co_return {};
 }
 
+// The ranks of a save all wait here: this frame is small, what is told at the end has its own.
 Task<wire::AttemptStatusReply> Checkpoints::status(wire::AttemptStatus request) {
   CO_TRY(const auto owner, owner_from(request.owner()));
   const auto until = runtime_.loop.now() +
                      std::min<rt::Duration>(std::chrono::milliseconds(request.wait_millis()), options_.status_wait_max);
-  wire::AttemptStatusReply reply;
   for (;;) {
-    if (auto live = find_live(owner)) {
+    while (auto live = find_live(owner)) {
       if (live->bucket != request.bucket() || live->run != request.run())
         co_return fail(Errc::kInvalid, "status: save " + owner.hex() + " is not of this run");
-      reply.set_state(live->phase == Phase::kMerging ? wire::AttemptStatusReply::MERGING
-                                                     : wire::AttemptStatusReply::OPEN);
-      reply.set_step(live->step);
-      reply.set_world_size(live->world_size);
-      reply.set_sealed(static_cast<std::uint32_t>(live->sealed.size()));
-      if (runtime_.loop.now() >= until) co_return std::move(reply);
+      if (runtime_.loop.now() >= until) co_return status_of(*live);
       auto waited = co_await rt::with_deadline(runtime_.loop, until, ended(live), "status");
       if (!waited && waited.error().code != Errc::kDeadline) co_return fail(std::move(waited).error());
-      continue;
     }
-    reply.Clear();
-    auto found = co_await find(request.bucket(), request.run(), owner);
-    if (!found) {
-      CO_TRY(const auto failed,
-             co_await load<records::Attempt>(records_, owner.home_group() % kHomeGroups, failed_key(owner)));
-      if (failed.exists()) {
-        reply.set_state(wire::AttemptStatusReply::FAILED);
-        reply.set_step(failed.value.step());
-        reply.set_world_size(failed.value.world_size());
-        reply.set_error_code(failed.value.error_code());
-        reply.set_error(failed.value.error());
-        co_return std::move(reply);
-      }
-      if (found.error().code != Errc::kNotFound) co_return fail(std::move(found).error());
-      reply.set_state(wire::AttemptStatusReply::UNKNOWN);
-      co_return std::move(reply);
-    }
-    if (found->committed) {
-      CO_TRY(const auto step, co_await load<records::Step>(records_, owner.home_group(),
-                                                           step_key(request.bucket(), request.run(), found->step)));
-      reply.set_state(wire::AttemptStatusReply::COMMITTED);
-      reply.set_step(found->step);
-      reply.set_world_size(step.value.info().world_size());
-      reply.set_sealed(step.value.info().world_size());
-      co_return std::move(reply);
-    }
+    CO_TRY(auto reply, co_await status_at_end(owner, request.bucket(), request.run()));
+    if (reply) co_return *std::move(reply);
     // Open, but not in memory: the moment between a transaction and what follows it.
     co_await runtime_.loop.sleep(std::chrono::milliseconds(1));
   }
+}
+
+wire::AttemptStatusReply Checkpoints::status_of(const Live& live) {
+  wire::AttemptStatusReply reply;
+  reply.set_state(live.phase == Phase::kMerging ? wire::AttemptStatusReply::MERGING : wire::AttemptStatusReply::OPEN);
+  reply.set_step(live.step);
+  reply.set_world_size(live.world_size);
+  reply.set_sealed(static_cast<std::uint32_t>(live.sealed.size()));
+  return reply;
+}
+
+Task<std::optional<wire::AttemptStatusReply>> Checkpoints::status_at_end(OwnerId owner, std::string bucket,
+                                                                         std::string run) {
+  wire::AttemptStatusReply reply;
+  auto found = co_await find(bucket, run, owner);
+  if (!found) {
+    CO_TRY(const auto failed,
+           co_await load<records::Attempt>(records_, owner.home_group() % kHomeGroups, failed_key(owner)));
+    if (failed.exists()) {
+      reply.set_state(wire::AttemptStatusReply::FAILED);
+      reply.set_step(failed.value.step());
+      reply.set_world_size(failed.value.world_size());
+      reply.set_error_code(failed.value.error_code());
+      reply.set_error(failed.value.error());
+      co_return std::move(reply);
+    }
+    if (found.error().code != Errc::kNotFound) co_return fail(std::move(found).error());
+    reply.set_state(wire::AttemptStatusReply::UNKNOWN);
+    co_return std::move(reply);
+  }
+  if (!found->committed) co_return std::nullopt;
+  CO_TRY(const auto step,
+         co_await load<records::Step>(records_, owner.home_group(), step_key(bucket, run, found->step)));
+  reply.set_state(wire::AttemptStatusReply::COMMITTED);
+  reply.set_step(found->step);
+  reply.set_world_size(step.value.info().world_size());
+  reply.set_sealed(step.value.info().world_size());
+  co_return std::move(reply);
 }
 
 }  // namespace cairn::server

@@ -160,6 +160,8 @@ class DaemonImpl final : public Daemon {
   Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> read_ranges(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> read_shared(std::shared_ptr<rpc::ServerCall> call);
+  Task<std::string> bucket_set(std::string request);
+  static Task<std::string> at_once(Result<std::string> answer) { co_return answer; }
 
   /// A call about records: decoded, its stamp checked, answered.
   /// `more`: what the service wants to know of the caller.
@@ -258,6 +260,13 @@ Task<std::string> DaemonImpl::read_shared(std::shared_ptr<rpc::ServerCall> call)
   co_return wire::encode(reply);
 }
 
+Task<std::string> DaemonImpl::bucket_set(std::string request) {
+  CO_TRY(auto reply, co_await whole(answer(std::move(request), Method::kBucketSet, buckets_, &Buckets::set)));
+  retention_.look_at_all();
+  co_return std::move(reply);
+}
+
+// No coroutine: its frame would hold room for every method, for as long as a rank waits for the end of its save.
 Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
   const auto method = call->method();
   const auto serve = [&](auto& service, auto member, auto... more) {
@@ -265,80 +274,77 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
   };
   switch (method) {
     case Method::kMap:
-      co_return encode_map(map());
+      return at_once(encode_map(map()));
     case Method::kPutChunk:
-      co_return co_await put_chunk(std::move(call));
+      return put_chunk(std::move(call));
     case Method::kReadRanges:
-      co_return co_await read_ranges(std::move(call));
+      return read_ranges(std::move(call));
     case Method::kReadShared:
-      co_return co_await read_shared(std::move(call));
+      return read_shared(std::move(call));
     case Method::kBucketCreate:
-      co_return co_await serve(buckets_, &Buckets::create);
+      return serve(buckets_, &Buckets::create);
     case Method::kBucketShow:
-      co_return co_await serve(buckets_, &Buckets::show);
+      return serve(buckets_, &Buckets::show);
     case Method::kBucketList:
-      co_return co_await serve(buckets_, &Buckets::list);
+      return serve(buckets_, &Buckets::list);
     case Method::kBucketRemove:
-      co_return co_await serve(buckets_, &Buckets::remove);
-    case Method::kBucketSet: {
-      CO_TRY(auto reply, co_await serve(buckets_, &Buckets::set));
-      retention_.look_at_all();
-      co_return std::move(reply);
-    }
+      return serve(buckets_, &Buckets::remove);
+    case Method::kBucketSet:
+      return bucket_set(call->request());
     case Method::kObjectBegin:
-      co_return co_await serve(objects_, &Objects::begin);
+      return serve(objects_, &Objects::begin);
     case Method::kObjectSeal:
-      co_return co_await serve(objects_, &Objects::seal);
+      return serve(objects_, &Objects::seal);
     case Method::kObjectAbort:
-      co_return co_await serve(objects_, &Objects::abort);
+      return serve(objects_, &Objects::abort);
     case Method::kObjectStat:
-      co_return co_await serve(objects_, &Objects::stat, call->connection());
+      return serve(objects_, &Objects::stat, call->connection());
     case Method::kObjectList:
-      co_return co_await serve(objects_, &Objects::list);
+      return serve(objects_, &Objects::list);
     case Method::kObjectRemove:
-      co_return co_await serve(objects_, &Objects::remove);
+      return serve(objects_, &Objects::remove);
     case Method::kOpenRun:
-      co_return co_await serve(checkpoints_, &Checkpoints::open_run);
+      return serve(checkpoints_, &Checkpoints::open_run);
     case Method::kBegin:
-      co_return co_await serve(checkpoints_, &Checkpoints::begin);
+      return serve(checkpoints_, &Checkpoints::begin);
     case Method::kSeal:
-      co_return co_await serve(checkpoints_, &Checkpoints::seal);
+      return serve(checkpoints_, &Checkpoints::seal);
     case Method::kAbort:
-      co_return co_await serve(checkpoints_, &Checkpoints::abort);
+      return serve(checkpoints_, &Checkpoints::abort);
     case Method::kHeartbeat:
-      co_return co_await serve(checkpoints_, &Checkpoints::heartbeat);
+      return serve(checkpoints_, &Checkpoints::heartbeat);
     // These two wait for the end of an attempt, which comes without them.
     case Method::kCommit:
-      co_return co_await answer(call->request(), method, checkpoints_, &Checkpoints::commit);
+      return answer(call->request(), method, checkpoints_, &Checkpoints::commit);
     case Method::kAttemptStatus:
-      co_return co_await answer(call->request(), method, checkpoints_, &Checkpoints::status);
+      return answer(call->request(), method, checkpoints_, &Checkpoints::status);
     case Method::kStepOpen:
-      co_return co_await serve(checkpoints_, &Checkpoints::step_open, call->connection());
+      return serve(checkpoints_, &Checkpoints::step_open, call->connection());
     case Method::kStepList:
-      co_return co_await serve(checkpoints_, &Checkpoints::step_list);
+      return serve(checkpoints_, &Checkpoints::step_list);
     case Method::kStepRemove:
-      co_return co_await serve(checkpoints_, &Checkpoints::step_remove);
+      return serve(checkpoints_, &Checkpoints::step_remove);
     case Method::kRunList:
-      co_return co_await serve(checkpoints_, &Checkpoints::run_list);
+      return serve(checkpoints_, &Checkpoints::run_list);
     case Method::kRunActivity:
-      co_return co_await serve(checkpoints_, &Checkpoints::run_activity);
+      return serve(checkpoints_, &Checkpoints::run_activity);
     case Method::kStepPin:
-      co_return co_await serve(checkpoints_, &Checkpoints::step_pin);
+      return serve(checkpoints_, &Checkpoints::step_pin);
     case Method::kReaderRenew:
-      co_return co_await serve(readers_, &Readers::renew, call->connection());
+      return serve(readers_, &Readers::renew, call->connection());
     case Method::kJobList:
-      co_return co_await serve(*jobs_, &Jobs::list);
+      return serve(*jobs_, &Jobs::list);
     case Method::kJobControl:
-      co_return co_await serve(*jobs_, &Jobs::control);
+      return serve(*jobs_, &Jobs::control);
     case Method::kScrubStart:
-      co_return co_await serve(*jobs_, &Jobs::scrub);
+      return serve(*jobs_, &Jobs::scrub);
     case Method::kDamageList:
-      co_return co_await serve(*jobs_, &Jobs::damage);
+      return serve(*jobs_, &Jobs::damage);
     case Method::kNone:
       break;
   }
-  co_return fail(Errc::kInvalid,
-                 "method " + std::to_string(static_cast<int>(method)) + " is not known to this version");
+  return at_once(
+      fail(Errc::kInvalid, "method " + std::to_string(static_cast<int>(method)) + " is not known to this version"));
 }
 
 void DaemonImpl::target_metrics(MetricsText& out) const {
