@@ -136,13 +136,13 @@ Future<Save::Ticket> Save::stage_async() {
       [save]() -> Task<bool> {
         return [](std::shared_ptr<SaveImpl> held) -> Task<bool> {
           CO_CHECK_OK(co_await held->attempt->stage(true));
-          co_return true;
+          co_return held->attempt->survives();
         }(save);
       },
       false);
-  return convert<Ticket>(staged, [save](bool) -> Result<Ticket> {
+  return convert<Ticket>(staged, [save](bool survives) -> Result<Ticket> {
     Ticket ticket;
-    ticket.impl_ = std::make_shared<TicketImpl>(TicketImpl{save});
+    ticket.impl_ = std::make_shared<TicketImpl>(TicketImpl{save, survives});
     return ticket;
   });
 }
@@ -170,6 +170,9 @@ Result<SaveResult> Save::Ticket::wait_for(std::chrono::milliseconds timeout) {
       [save, timeout] { return save->attempt->outcome(save->client->loop().now() + timeout); });
   if (!waited) return fail(std::move(waited).error());
   return SaveResult{waited->step, waited->bytes};
+}
+bool Save::Ticket::survives() const {
+  return impl_->survives;
 }
 bool Save::Ticket::ready() const {
   auto save = impl_->save;

@@ -25,6 +25,7 @@ struct SaveImpl {
 
 struct TicketImpl {
   std::shared_ptr<SaveImpl> save;
+  bool survives = false;
 };
 
 struct StepImpl {

@@ -129,16 +129,16 @@ Task<void> ChunkWriter::cut() {
   auto chunk = std::move(chunk_);
   if (!chunk) co_return {};
   if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
-  sending_.spawn(send(std::move(*chunk)), [this](Result<void> sent) {
+  CO_TRY(auto parcel, pack(std::move(*chunk)));
+  sending_.spawn(send(std::move(parcel)), [this](Result<void> sent) {
     if (!sent && !failure_) failure_ = std::move(sent).error();
     sent_.notify_all();
   });
   co_return {};
 }
 
-Task<void> ChunkWriter::send(Chunk chunk) {
-  CO_TRY(auto turn, co_await in_flight_.acquire(1));
-  if (failure_) co_return fail(*failure_);
+Result<ChunkWriter::Parcel> ChunkWriter::pack(Chunk chunk) {
+  Parcel out{.index = chunk.id.index, .group = chunk.group, .put = {}, .pieces = {}};
   wire::PutChunk put;
   wire::to_wire(chunk.id, *put.mutable_id());
   put.set_length(chunk.length);
@@ -149,24 +149,44 @@ Task<void> ChunkWriter::send(Chunk chunk) {
   }
   put.set_digest(crc32c(crcs));
 
-  std::vector<rpc::Piece> pieces;
   const auto piece_bytes = std::min<std::uint32_t>(session_->unit_bytes(), arena_.unit_bytes());
   if (piece_bytes == 0 || session_->unit_bytes() != piece_bytes || arena_.unit_bytes() % piece_bytes != 0)
-    co_return fail(Errc::kInvalid, "the daemon's buffers of " + std::to_string(session_->unit_bytes()) +
-                                       " bytes do not divide this client's of " + std::to_string(arena_.unit_bytes()));
+    return fail(Errc::kInvalid, "the daemon's buffers of " + std::to_string(session_->unit_bytes()) +
+                                    " bytes do not divide this client's of " + std::to_string(arena_.unit_bytes()));
   for (std::uint32_t at = 0; at < chunk.length; at += piece_bytes) {
     auto& unit = chunk.units[at / arena_.unit_bytes()];
     wire::DataHeader header;
     header.set_offset(at);
     const auto size = std::min(piece_bytes, chunk.length - at);
     const auto in_unit = at % arena_.unit_bytes();
-    pieces.push_back(
+    out.pieces.push_back(
         {wire::encode(header), Buffer(unit.owner, std::span<const std::byte>(unit.bytes.subspan(in_unit, size)))});
   }
-  chunk.units.clear();  // the pieces hold them now
+  out.put = wire::encode(put);
+  put.mutable_stamp()->set_group(chunk.group);
+  for (const auto& piece : out.pieces)
+    if (const auto place = session_->place_of(piece.payload.bytes())) put.add_shared(*place);
+  const bool shared = static_cast<std::size_t>(put.shared_size()) == out.pieces.size();
+  unacknowledged_[out.index] = shared ? wire::encode(put) : std::string();
+  return out;
+}
 
+std::optional<std::vector<std::string>> ChunkWriter::unacknowledged() const {
+  if (chunk_ || failure_) return std::nullopt;
+  std::vector<std::string> out;
+  for (const auto& [index, put] : unacknowledged_) {
+    if (put.empty()) return std::nullopt;
+    out.push_back(put);
+  }
+  return out;
+}
+
+Task<void> ChunkWriter::send(Parcel parcel) {
+  CO_TRY(auto turn, co_await in_flight_.acquire(1));
+  if (failure_) co_return fail(*failure_);
   const auto deadline = session_->runtime().loop.now() + options_.timeout;
-  CO_CHECK_OK(co_await session_->put_chunk(chunk.group, wire::encode(put), std::move(pieces), deadline));
+  CO_CHECK_OK(co_await session_->put_chunk(parcel.group, std::move(parcel.put), std::move(parcel.pieces), deadline));
+  unacknowledged_.erase(parcel.index);
   co_return {};
 }
 

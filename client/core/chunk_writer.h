@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "client/core/arena.h"
@@ -47,6 +49,10 @@ class ChunkWriter {
   /// cut(), then all chunks are durable, or the first failure.
   Task<void> drain();
 
+  /// All chunks that are not acknowledged, as PutChunk messages that say where in the shared memory they lie; of their
+  /// stamps only the group. Nothing when one has failed, is being filled, or lies elsewhere.
+  std::optional<std::vector<std::string>> unacknowledged() const;
+
   std::uint64_t writer() const { return writer_; }
   std::vector<DataGroup> groups() const { return {groups_.begin(), groups_.end()}; }
   std::uint64_t bytes() const { return bytes_; }
@@ -62,7 +68,15 @@ class ChunkWriter {
   };
   Task<void> open_chunk();
   Task<std::uint32_t> copy(std::span<const std::byte> from, std::uint32_t crc);
-  Task<void> send(Chunk chunk);
+  /// A chunk as it travels.
+  struct Parcel {
+    std::uint32_t index = 0;
+    DataGroup group = 0;
+    std::string put;  // PutChunk, without its stamp
+    std::vector<rpc::Piece> pieces;
+  };
+  Result<Parcel> pack(Chunk chunk);
+  Task<void> send(Parcel parcel);
 
   std::shared_ptr<Session> session_;
   Arena& arena_;
@@ -73,6 +87,7 @@ class ChunkWriter {
   std::optional<std::uint64_t> expected_;
   std::unique_ptr<Chunk> chunk_;  // being filled
   std::vector<DataGroup> groups_;
+  std::map<std::uint32_t, std::string> unacknowledged_;  // by index; empty: not in shared memory
   std::uint64_t bytes_ = 0;
   std::optional<Error> failure_;
   rt::Semaphore in_flight_;

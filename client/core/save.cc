@@ -12,6 +12,9 @@ namespace cairn::client {
 namespace {
 
 constexpr std::size_t kTokenBytesMax = 16 * kKiB;
+// What stage() waits for the daemon at most, and how much of a list of chunks goes into one message.
+constexpr rt::Duration kHandoverMax = std::chrono::seconds(1);
+constexpr std::size_t kHandoverBytes = 512 * kKiB;
 constexpr rt::Duration kAbortMax = std::chrono::seconds(5);
 constexpr rt::Duration kPollEvery = std::chrono::seconds(10);
 
@@ -96,6 +99,8 @@ SaveAttempt::SaveAttempt(std::shared_ptr<Session> session, Arena& arena, OpenedR
       request_(request),
       tuning_(tuning),
       changed_(session_->runtime().loop) {}
+
+SaveAttempt::~SaveAttempt() = default;
 
 rt::TimePoint SaveAttempt::soon() const {
   return session_->runtime().loop.now() + tuning_.timeout;
@@ -280,6 +285,13 @@ Task<void> SaveAttempt::stage(bool last) {
     const std::lock_guard lock(adding_);
     staged_ = true;
   }
+  if (!sealed_ && !outcome_) {
+    // Insurance: whatever is wrong with it, or with the manifest, shows again behind.
+    auto handed = co_await hand_over();
+    survives_ = handed && *handed;
+  } else {
+    survives_ = sealed_;
+  }
   session_->background().spawn([](std::shared_ptr<SaveAttempt> attempt) -> Task<void> {
     auto done = co_await attempt->finish();
     attempt->writer_.reset();
@@ -321,26 +333,73 @@ Task<SaveOutcome> SaveAttempt::finish() {
   co_return SaveOutcome{request_.step, bytes_};
 }
 
-Task<void> SaveAttempt::seal() {
-  CO_CHECK_OK(co_await writer_->drain());
-  CO_TRY(auto manifest, format::encode(contents_));
+Task<void> SaveAttempt::store_manifest(std::string manifest) {
+  CO_CHECK_OK(co_await writer_->cut());
   writer_->expect(manifest.size());
   CO_TRY(auto written, co_await writer_->append(cairn::bytes_of(manifest), ChunkWriter::Align::kNone));
-  CO_CHECK_OK(co_await writer_->drain());
+  CO_CHECK_OK(co_await writer_->cut());
 
-  wire::Seal seal;
-  name_run(seal, run_.bucket, run_.run);
-  seal.set_owner(std::string(owner_.view()));
-  seal.set_rank(request_.rank);
-  seal.set_writer(writer_->writer());
+  auto seal = std::make_unique<wire::Seal>();
+  name_run(*seal, run_.bucket, run_.run);
+  seal->set_owner(std::string(owner_.view()));
+  seal->set_rank(request_.rank);
+  seal->set_writer(writer_->writer());
   std::vector<wire::ExtentRun> runs;
   to_runs(written.extents, owner_, runs);
-  for (auto& run : runs) *seal.add_manifest() = std::move(run);
-  seal.set_manifest_bytes(manifest.size());
-  seal.set_digest(sha256(manifest));
-  seal.set_data_bytes(bytes_);
-  for (auto group : writer_->groups()) seal.add_groups(group);
-  CO_CHECK_OK(co_await session_->record_call(wire::Method::kSeal, home(), wire::encode(seal), soon()));
+  for (auto& run : runs) *seal->add_manifest() = std::move(run);
+  seal->set_manifest_bytes(manifest.size());
+  seal->set_digest(sha256(manifest));
+  seal->set_data_bytes(bytes_);
+  for (auto group : writer_->groups()) seal->add_groups(group);
+  seal_ = std::move(seal);
+  co_return {};
+}
+
+Task<bool> SaveAttempt::hand_over() {
+  if (!session_->shares_memory()) co_return false;
+  CO_TRY(auto manifest, format::encode(contents_));
+  // Waiting for memory would stall a caller who has not waited for it yet: then it is done behind his back.
+  const bool waits = bytes_ > arena_.total_bytes() && tuning_.wait_for_memory;
+  if (round_up(manifest.size(), arena_.unit_bytes()) > arena_.free_bytes() && !waits) co_return false;
+  CO_CHECK_OK(co_await store_manifest(std::move(manifest)));
+  const auto chunks = writer_->unacknowledged();
+  if (!chunks) co_return false;
+  const auto deadline = session_->runtime().loop.now() + kHandoverMax;
+  std::size_t next = 0;
+  for (std::uint32_t part = 0;; ++part) {
+    wire::Handover request;
+    name_run(request, run_.bucket, run_.run);
+    request.set_owner(std::string(owner_.view()));
+    request.set_rank(request_.rank);
+    request.set_writer(writer_->writer());
+    request.set_part(part);
+    for (std::size_t bytes = 0; next < chunks->size() && bytes < kHandoverBytes; ++next) {
+      bytes += (*chunks)[next].size();
+      CO_CHECK_OK(wire::decode((*chunks)[next], *request.add_chunks(), "chunk handed over"));
+    }
+    const bool last = next == chunks->size();
+    if (last) {
+      auto& seal = *request.mutable_seal();
+      seal = *seal_;
+      seal.clear_bucket();
+      seal.clear_run();
+      seal.clear_owner();
+      seal.clear_rank();
+      seal.clear_writer();
+    }
+    CO_CHECK_OK(co_await session_->record_call(wire::Method::kHandover, home(), wire::encode(request), deadline));
+    if (last) co_return true;
+  }
+}
+
+Task<void> SaveAttempt::seal() {
+  if (!seal_) {
+    CO_CHECK_OK(co_await writer_->drain());
+    CO_TRY(auto manifest, format::encode(contents_));
+    CO_CHECK_OK(co_await store_manifest(std::move(manifest)));
+  }
+  CO_CHECK_OK(co_await writer_->drain());
+  CO_CHECK_OK(co_await session_->record_call(wire::Method::kSeal, home(), wire::encode(*seal_), soon()));
   co_return {};
 }
 

@@ -14,6 +14,10 @@
 #include "client/core/session.h"
 #include "storage/format/manifest.h"
 
+namespace cairn::wire {
+class Seal;
+}
+
 namespace cairn::client {
 
 struct Launch {
@@ -73,6 +77,7 @@ Task<AttemptReport> attempt_status(std::shared_ptr<Session> session, std::string
 /// source:   protocol.md 4; ARCHITECTURE.md, "A save"
 class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
  public:
+  ~SaveAttempt();
   static Task<std::shared_ptr<SaveAttempt>> begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
                                                   SaveRequest request, SaveTuning tuning);
 
@@ -93,6 +98,9 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   Task<void> sealed(rt::TimePoint deadline);
   /// After stage(last): this rank's data is durable and the step committed by all ranks.
   Task<SaveOutcome> outcome(rt::TimePoint deadline);
+  /// After stage(last): the daemon has taken over what is left to do, so that the step commits also when this process
+  /// ends now, if the other ranks come as far and the daemon lives.
+  bool survives() const { return survives_; }
   bool ended() const { return outcome_.has_value(); }
   /// With explicit_commit, on one rank: commits once all ranks have sealed.
   Task<void> commit(rt::TimePoint deadline);
@@ -108,6 +116,10 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   };
   SaveAttempt(std::shared_ptr<Session> session, Arena& arena, OpenedRun run, SaveRequest request, SaveTuning tuning);
   Task<void> copy_items(bool last);
+  /// Encodes the manifest and sends its chunks; after that seal_ is complete.
+  Task<void> store_manifest(std::string manifest);
+  /// Gives the daemon all that it needs to finish this rank's part; false: it does not have it.
+  Task<bool> hand_over();
   Task<SaveOutcome> finish();
   Task<void> seal();
   Task<void> await_commit();
@@ -133,6 +145,8 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   std::set<std::string> seen_;
   bool staged_ = false;
   bool sealed_ = false;
+  bool survives_ = false;
+  std::unique_ptr<wire::Seal> seal_;  // once the manifest is on its way
   std::uint64_t bytes_ = 0;
   std::optional<Result<SaveOutcome>> outcome_;
   rt::Signal changed_;  // sealed_ or outcome_

@@ -19,7 +19,7 @@ Task<std::string> send_upload(std::shared_ptr<rpc::Channel> channel, std::string
   co_return co_await channel->upload(wire::Method::kPutChunk, std::move(request), std::move(pieces), deadline);
 }
 
-bool shares_memory(const rpc::Channel& channel) {
+bool sees_memory(const rpc::Channel& channel) {
   return (channel.agreed().features & rpc::kSharesMemory) != 0;
 }
 
@@ -97,7 +97,7 @@ Task<std::shared_ptr<rpc::Channel>> Session::channel(std::size_t slot_index, rt:
     if (dialled) {
       slot.channel = std::move(*dialled);
       address_ = slot.channel->peer();
-      shares_memory_ = shares_memory(*slot.channel);
+      shares_memory_ = sees_memory(*slot.channel);
       co_return slot.channel;
     }
     // A wrong protocol or address does not heal by trying again.
@@ -239,7 +239,7 @@ Task<Session::Reply> Session::put_chunk(DataGroup group, std::string request, st
   const bool all = !pieces.empty() && static_cast<std::size_t>(places.shared_size()) == pieces.size();
   Send send = [pieces = std::move(pieces), places = all ? wire::encode(places) : std::string(), deadline](
                   std::shared_ptr<rpc::Channel> channel, std::string stamped) {
-    if (!places.empty() && shares_memory(*channel))
+    if (!places.empty() && sees_memory(*channel))
       return send_places(std::move(channel), std::move(stamped) + places, pieces, deadline);
     return send_upload(std::move(channel), std::move(stamped), pieces, deadline);
   };
@@ -259,7 +259,7 @@ std::optional<std::uint64_t> Session::place_of(std::span<const std::byte> bytes)
 Task<std::string> Session::read_shared(DataGroup group, std::string request, rt::TimePoint deadline) {
   auto self = shared_from_this();
   CO_TRY(auto channel, co_await this->channel(next_bulk_++ % slots_.size(), deadline));
-  if (!shares_memory(*channel)) co_return fail(Errc::kUnavailable, "the connection shares no memory");
+  if (!sees_memory(*channel)) co_return fail(Errc::kUnavailable, "the connection shares no memory");
   CO_TRY(const auto stamp_bytes, stamp(Stamped::kChunks, group));
   co_return co_await channel->call(wire::Method::kReadShared, std::move(request) + stamp_bytes, deadline);
 }

@@ -70,6 +70,8 @@ class Session : public std::enable_shared_from_this<Session> {
   rt::UnitPool* window() const { return shares_memory_ ? window_.get() : nullptr; }
   std::uint64_t shared_range_bytes_min() const { return options_.shared_range_bytes_min; }
   bool shared_unchecked() const { return options_.shared_unchecked; }
+  /// The daemon sees memory(), as of the connection that was dialled last.
+  bool shares_memory() const { return shares_memory_; }
   /// What SessionOptions::memory said.
   std::shared_ptr<rt::SharedMemory> memory() const { return options_.memory; }
   /// Where bytes of the shared memory lie in it; nothing for other bytes.

@@ -107,6 +107,8 @@ class ServerCall {
   virtual std::uint64_t connection() const = 0;   // unique per connection since start
   /// The client's own memory, mapped here; null: not shared on this connection.
   virtual std::shared_ptr<rt::SharedMemory> memory() const { return nullptr; }
+  /// Expires when the connection has ended and its calls are gone.
+  virtual std::weak_ptr<const void> connection_open() const = 0;
   /// The next data frame of this call. errors: kUnavailable  connection lost
   virtual Task<Data> next_data() = 0;
   /// Sends one data frame (payload in pieces, in total at most the client's limit). Waits while the peer reads slowly.

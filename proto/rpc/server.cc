@@ -64,6 +64,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
     std::string client;
     std::uint64_t connection = 0;
     std::shared_ptr<rt::SharedMemory> memory;
+    std::weak_ptr<const void> connection_open;
   };
   CallImpl(rt::Loop& loop, std::weak_ptr<Connection> owner, Facts facts)
       : facts_(std::move(facts)), owner_(std::move(owner)), arrived_(loop), turn_(loop, 1) {}
@@ -73,6 +74,7 @@ class CallImpl final : public ServerCall, public std::enable_shared_from_this<Ca
   const std::string& client() const override { return facts_.client; }
   std::uint64_t connection() const override { return facts_.connection; }
   std::shared_ptr<rt::SharedMemory> memory() const override { return facts_.memory; }
+  std::weak_ptr<const void> connection_open() const override { return facts_.connection_open; }
   Task<Data> next_data() override { return next_data_of(shared_from_this()); }
   Task<void> send_data(std::string message, std::vector<Buffer> payload) override {
     return send_data_of(shared_from_this(), std::move(message), std::move(payload));
@@ -194,8 +196,9 @@ class Connection final : public std::enable_shared_from_this<Connection> {
   const std::uint64_t id_;
   std::unique_ptr<rt::Stream> stream_;
   const std::string identity_;
-  std::string client_;                        // name and address, for handlers and logs
-  std::shared_ptr<rt::SharedMemory> memory_;  // the client's
+  std::string client_;                                               // name and address, for handlers and logs
+  std::shared_ptr<rt::SharedMemory> memory_;                         // the client's
+  std::shared_ptr<const bool> open_ = std::make_shared<bool>(true);  // until it is taken down
   FrameReader reader_;
   Outbox outbox_;
   Phase phase_ = Phase::kHello;
@@ -506,6 +509,7 @@ void Connection::take_down() {
     running->scope.cancel();
     running->call->end();
   }
+  open_.reset();
 }
 
 void Connection::check(rt::TimePoint now) {
@@ -665,7 +669,8 @@ Task<void> Connection::take_request(FrameHeader header) {
                                                          .budget = std::move(budget),
                                                          .client = client_,
                                                          .connection = id_,
-                                                         .memory = memory_});
+                                                         .memory = memory_,
+                                                         .connection_open = open_});
   auto& running = *calls_.emplace(call->id(), std::make_unique<Running>(loop(), call)).first->second;
   running.scope.spawn(run_call(this, call, server_.handler(call)));
   co_return {};

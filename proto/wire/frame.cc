@@ -73,6 +73,8 @@ std::string_view name_of(Method method) {
       return "heartbeat";
     case Method::kAttemptStatus:
       return "attempt_status";
+    case Method::kHandover:
+      return "handover";
     case Method::kStepOpen:
       return "step_open";
     case Method::kStepList:

@@ -53,6 +53,7 @@ enum class Method : std::uint16_t {
   kAbort = 44,
   kHeartbeat = 45,
   kAttemptStatus = 46,
+  kHandover = 47,
   kStepOpen = 50,
   kStepList = 51,
   kStepRemove = 52,

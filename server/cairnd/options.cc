@@ -260,6 +260,11 @@ std::vector<Option> make_table() {
       duration("rank.join", &O::rank_join, seconds(1), kYear, kStart,
                "After which a rank that has not begun fails a save that others have begun"),
 
+      // ---- [handover]: saves that the daemon finishes when their ranks have died
+      bytes("handover.memory", &O::handover_memory, 0, 16 * 1024 * kGiB, kLive,
+            "Memory of clients on this host that may hold saves which they have handed over: it is kept until they "
+            "are written, also when the client has died; a save beyond it needs its rank until then; 0: none"),
+
       // ---- [reader]
       duration("reader.ttl", &O::reader_ttl, seconds(1), kYear, kStart,
                "How long what a reader has open is kept for it without a sign of life"),

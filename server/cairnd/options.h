@@ -58,6 +58,7 @@ struct CairndOptions {
   rt::Duration upload_idle = std::chrono::minutes(10);
   rt::Duration rank_silence = std::chrono::seconds(30);
   rt::Duration rank_join = std::chrono::minutes(10);
+  std::uint64_t handover_memory = 64 * kGiB;  // of clients
   rt::Duration reader_ttl = std::chrono::seconds(60);
   std::size_t readers_max = 65'536;
   std::size_t connection_readers_max = 4096;

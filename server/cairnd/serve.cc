@@ -127,7 +127,8 @@ void apply(rt::RealRuntime& real, const Stack& stack, const CairndOptions& optio
                      .retention_interval = options.retention_interval,
                      .scrub_interval = options.scrub_interval,
                      .scrub_pace = options.scrub_pace,
-                     .repair_pace = options.repair_pace});
+                     .repair_pace = options.repair_pace,
+                     .handover_memory = options.handover_memory});
 }
 
 /// Takes over what may change at once and says so; a configuration with any mistake changes nothing.
@@ -205,6 +206,8 @@ Task<void> serve(rt::RealRuntime& real, CairndOptions options, rt::OneShot<bool>
   daemon_options.scrub.pace = options.scrub_pace;
   daemon_options.scrub.interval = options.scrub_interval;
   daemon_options.repair_pace = options.repair_pace;
+  daemon_options.handovers.memory_bytes_max = options.handover_memory;
+  daemon_options.handovers.plan_bytes_max = shares.message_bytes / 4;
   daemon_options.lost_targets = options.lost_targets;
   daemon_options.bugs = faults.saves;
   auto daemon = co_await Daemon::create(runtime, stack.targets, *stack.units, std::move(daemon_options));

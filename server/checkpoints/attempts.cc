@@ -140,6 +140,7 @@ Task<wire::BeginReply> Checkpoints::begin(wire::Begin request) {
     if (attempt.exists()) {
       CO_CHECK_OK(check_joins(request, attempt.value));
       CO_TRY(const auto owner, owner_from(attempt.value.owner()));
+      if (on_join_) CO_CHECK_OK(co_await on_join_(owner, request.rank()));
       CO_TRY(const auto seal, co_await records_.get(group, seal_key(owner, request.rank())));
       sealed = seal.has_value();
     } else {
@@ -310,6 +311,44 @@ Task<wire::Empty> Checkpoints::seal(wire::Seal request) {
     rank_sealed(ensure_live(attempt, bucket, run_name), request.rank());
     co_return wire::Empty();
   }
+}
+
+Task<bool> Checkpoints::expects(wire::Seal seal, bool complete) {
+  const auto what = "seal of rank " + std::to_string(seal.rank());
+  CO_TRY(const auto owner, owner_from(seal.owner()));
+  if (complete) CO_CHECK_OK(check_seal(seal, owner, what));
+  CO_TRY(const auto found, co_await find(seal.bucket(), seal.run(), owner));
+  if (found.committed) co_return false;
+  const auto world_size = found.attempt.value.world_size();
+  if (seal.rank() >= world_size)
+    co_return fail(Errc::kInvalid, what + ": no such rank in a world of " + std::to_string(world_size));
+  CO_CHECK_OK(co_await run_of(found, seal.bucket(), seal.run()));
+  CO_TRY(const auto before, co_await records_.get(owner.home_group(), seal_key(owner, seal.rank())));
+  co_return !before.has_value();
+}
+
+bool Checkpoints::unsealed(const OwnerId& owner, std::uint32_t rank) const {
+  const auto live = find_live(owner);
+  return live && live->phase == Phase::kOpen && !live->failing && !live->sealed.contains(rank);
+}
+
+bool Checkpoints::silent(const OwnerId& owner, std::uint32_t rank, rt::Duration duration) const {
+  if (!unsealed(owner, rank)) return false;
+  const auto live = find_live(owner);
+  const auto last = live->heard.find(rank);
+  return last != live->heard.end() && runtime_.loop.now() - last->second >= duration;
+}
+
+void Checkpoints::heard(const OwnerId& owner, std::uint32_t rank) {
+  if (unsealed(owner, rank)) find_live(owner)->heard[rank] = runtime_.loop.now();
+}
+
+Task<void> Checkpoints::give_up(OwnerId owner, std::uint32_t rank, Error why) {
+  const auto live = find_live(owner);
+  if (!live || live->phase != Phase::kOpen) co_return {};
+  const auto code = why.code;
+  co_return co_await fail_attempt(
+      live, {code, live->name() + ": rank " + std::to_string(rank) + " had handed over its part: " + why.message});
 }
 
 void Checkpoints::rank_sealed(const LivePtr& live, std::uint32_t rank) {

@@ -118,6 +118,22 @@ class Checkpoints {
   /// Waits for the end of the attempt, at most as long as the request says.
   Task<wire::AttemptStatusReply> status(wire::AttemptStatus request);
 
+  // ---- For ranks that have handed over what is left of their part ----
+  /// `seal`: as seal() gets it; `complete`: not only whose it is. False: the rank has sealed, nothing is left.
+  /// errors: as seal()
+  Task<bool> expects(wire::Seal seal, bool complete);
+  /// The attempt is open and waits for the rank's seal.
+  bool unsealed(const OwnerId& owner, std::uint32_t rank) const;
+  /// It does, and the rank has said nothing for so long.
+  bool silent(const OwnerId& owner, std::uint32_t rank, rt::Duration duration) const;
+  /// A sign of life on its behalf.
+  void heard(const OwnerId& owner, std::uint32_t rank);
+  /// Its part cannot be finished: the attempt fails for all, with the code of `why`.
+  Task<void> give_up(OwnerId owner, std::uint32_t rank, Error why);
+  /// A rank that joins an attempt again waits for this first: it may be sealed by then.
+  void on_join(std::function<Task<void>(OwnerId, std::uint32_t)> wait) { on_join_ = std::move(wait); }
+  rt::Duration rank_silence_max() const { return options_.rank_silence_max; }
+
   // ---- Steps ----
   /// Protects the step for the reader, if the request names one; `connection` is its.
   /// errors: kNotFound;  kBusy  too many readers
@@ -262,6 +278,7 @@ class Checkpoints {
   std::uint64_t ends_ = 0;  // so that what was read before an end is not taken for open after it
   Stats stats_;
   std::function<void(const std::string&, const std::string&)> on_change_;
+  std::function<Task<void>(OwnerId, std::uint32_t)> on_join_;
   bool draining_ = false;
   rt::Semaphore merge_memory_;
   rt::Semaphore large_pages_;  // one merge at a time may hold pages that are longer than its pieces

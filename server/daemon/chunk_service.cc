@@ -45,14 +45,28 @@ Task<rt::MutableBuffer> next_piece(const std::shared_ptr<rpc::ServerCall>& call,
   co_return std::move(data.memory);
 }
 
+/// Bytes that the daemon may read or write in a client's memory.
+Result<void> check_place(std::uint64_t memory_bytes, std::uint64_t at, std::uint64_t size) {
+  if (at % kSectorBytes != 0 || at > memory_bytes || size > memory_bytes - at)
+    return fail(Errc::kInvalid, std::to_string(size) + " bytes at " + std::to_string(at) +
+                                    " of the client's shared memory, which has " + std::to_string(memory_bytes));
+  return {};
+}
+
+Result<void> check_places(const ChunkId& id, const wire::PutChunk& put, std::uint32_t piece_bytes) {
+  const auto pieces = (put.length() + piece_bytes - 1) / piece_bytes;
+  if (static_cast<std::uint32_t>(put.shared_size()) != pieces)
+    return fail(Errc::kInvalid, "chunk " + id.text() + ": " + std::to_string(put.shared_size()) +
+                                    " places in shared memory for " + std::to_string(pieces) + " pieces");
+  return {};
+}
+
 }  // namespace
 
-Result<rt::MutableBuffer> ChunkService::shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size) {
-  auto memory = call.memory();
+Result<rt::MutableBuffer> ChunkService::shared_part(std::shared_ptr<rt::SharedMemory> memory, std::uint64_t at,
+                                                    std::uint64_t size) {
   const auto all = memory ? memory->bytes() : std::span<std::byte>();
-  if (at % kSectorBytes != 0 || at > all.size() || size > all.size() - at)
-    return fail(Errc::kInvalid, std::to_string(size) + " bytes at " + std::to_string(at) +
-                                    " of the client's shared memory, which has " + std::to_string(all.size()));
+  CHECK_OK(check_place(all.size(), at, size));
   mapped_bytes_ += size;
   mapped_.insert(memory);
   if (mapped_bytes_ > options_.mapped_bytes_max) {
@@ -88,6 +102,29 @@ Task<void> ChunkService::write_piece(Chunks::Upload& upload, std::uint32_t at, r
 }
 
 Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request) {
+  auto memory = call->memory();
+  return store(std::move(call), std::move(memory), std::move(request), {});
+}
+
+Task<void> ChunkService::put_shared(std::shared_ptr<rt::SharedMemory> memory, wire::PutChunk request,
+                                    std::function<void()> progress) {
+  return store(nullptr, std::move(memory), std::move(request), std::move(progress));
+}
+
+Result<ChunkId> ChunkService::check_shared(const rt::SharedMemory& memory, const wire::PutChunk& request) const {
+  TRY(const auto id, check_put(request));
+  const auto piece_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
+  CHECK_OK(check_places(id, request, piece_bytes));
+  for (int i = 0; i < request.shared_size(); ++i) {
+    const auto size = std::min(piece_bytes, request.length() - static_cast<std::uint32_t>(i) * piece_bytes);
+    if (auto ok = check_place(memory.bytes().size(), request.shared(i), round_up(size, kSectorBytes)); !ok)
+      return fail(std::move(ok).error().with("chunk " + id.text()));
+  }
+  return id;
+}
+
+Task<void> ChunkService::store(std::shared_ptr<rpc::ServerCall> call, std::shared_ptr<rt::SharedMemory> memory,
+                               wire::PutChunk request, std::function<void()> progress) {
   CO_TRY(const auto id, check_put(request));
   CO_CHECK_OK(co_await owners_.check_open(id.owner));
   if (options_.existing_unseen && !seen_.insert(id).second) co_return {};
@@ -99,10 +136,7 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
   if (!upload) co_return {};
 
   const auto piece_bytes = static_cast<std::uint32_t>(chunks_.unit_bytes());
-  const auto pieces = (request.length() + piece_bytes - 1) / piece_bytes;
-  if (request.shared_size() > 0 && static_cast<std::uint32_t>(request.shared_size()) != pieces)
-    co_return fail(Errc::kInvalid, "chunk " + id.text() + ": " + std::to_string(request.shared_size()) +
-                                       " places in shared memory for " + std::to_string(pieces) + " pieces");
+  if (request.shared_size() > 0 || !call) CO_CHECK_OK(check_places(id, request, piece_bytes));
   std::optional<Error> failure;
   rt::Scope writes(runtime_.loop);  // after what its tasks use
   for (std::uint32_t at = 0; at < request.length();) {
@@ -113,12 +147,13 @@ Task<void> ChunkService::put(std::shared_ptr<rpc::ServerCall> call, wire::PutChu
     if (request.shared_size() > 0) {
       // No memory of ours bounds how much is under way: this does.
       CO_TRY(turn, co_await shared_writes_.acquire(1));
-      piece = shared_part(*call, request.shared(static_cast<int>(at / piece_bytes)), round_up(expected, kSectorBytes));
+      piece = shared_part(memory, request.shared(static_cast<int>(at / piece_bytes)), round_up(expected, kSectorBytes));
     } else {
       piece = co_await next_piece(call, at, expected);
     }
     if (!piece) co_return fail(std::move(piece).error().with("chunk " + id.text()));
     owners_.touch(id.owner);
+    if (progress) progress();
     writes.spawn(write_piece(*upload, at, *std::move(piece), expected, std::move(turn)),
                  [&failure](Result<void> written) {
                    if (!written && !failure) failure = std::move(written).error();
@@ -249,7 +284,7 @@ Task<void> ChunkService::read_shared_piece(DataGroup group, std::shared_ptr<rpc:
   CO_TRY(const auto id, wire::from_wire(piece.id()));
   if (piece.length() > chunks_.unit_bytes())
     co_return fail(Errc::kInvalid, "a read of " + std::to_string(piece.length()) + " bytes in one piece");
-  CO_TRY(auto into, shared_part(*call, piece.to(), round_up(piece.length(), kSectorBytes)));
+  CO_TRY(auto into, shared_part(call->memory(), piece.to(), round_up(piece.length(), kSectorBytes)));
   auto read = co_await chunks_.read_raw(group, id, piece.offset(), piece.length(), std::move(into));
   if (!read && read.error().code == Errc::kNotFound) {
     auto why = co_await absent(id, std::move(read).error().message);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -51,6 +52,11 @@ class ChunkService {
   ///         kInvalid   sizes, CRCs and pieces that do not fit together
   ///         kDataLoss  bytes that do not match their CRC;  kConflict  other bytes under this id;  kNoSpace
   Task<void> put(std::shared_ptr<rpc::ServerCall> call, wire::PutChunk request);
+  /// The same of a chunk that lies in a client's memory, without a call. `progress` is told of each piece.
+  Task<void> put_shared(std::shared_ptr<rt::SharedMemory> memory, wire::PutChunk request,
+                        std::function<void()> progress);
+  /// What can be said of such a chunk without looking at its bytes. errors: kInvalid
+  Result<ChunkId> check_shared(const rt::SharedMemory& memory, const wire::PutChunk& request) const;
 
   /// Sends the ranges' bytes, verified against the stored CRCs, with CRCs of what it sends.
   /// errors: kInvalid   limits, ranges outside their chunk
@@ -77,8 +83,11 @@ class ChunkService {
                                wire::ReadSharedReply_Piece* out);
   static Task<void> write_piece(Chunks::Upload& upload, std::uint32_t at, rt::MutableBuffer piece, std::uint32_t size,
                                 rt::Semaphore::Lease turn);
-  /// Bytes [at, at + size) of the client's memory. errors: kInvalid
-  Result<rt::MutableBuffer> shared_part(const rpc::ServerCall& call, std::uint64_t at, std::uint64_t size);
+  /// `call`: whose data frames bring the bytes, if they do not lie in `memory`. Each may be null.
+  Task<void> store(std::shared_ptr<rpc::ServerCall> call, std::shared_ptr<rt::SharedMemory> memory,
+                   wire::PutChunk request, std::function<void()> progress);
+  /// Bytes [at, at + size) of the client's memory, which may be null. errors: kInvalid
+  Result<rt::MutableBuffer> shared_part(std::shared_ptr<rt::SharedMemory> memory, std::uint64_t at, std::uint64_t size);
   /// Always an error: why a chunk is not there.
   Task<Buffer> absent(ChunkId id, std::string message);
 

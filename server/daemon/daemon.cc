@@ -19,6 +19,8 @@ namespace {
 
 using wire::Method;
 
+constexpr auto kHandoversMax = std::chrono::seconds(30);  // that a stop waits for them
+
 /// The home group that a request about records belongs to.
 template <class Request>
 HomeGroup group_of(const Request& request) {
@@ -56,6 +58,7 @@ class DaemonImpl final : public Daemon {
         retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
         liveness_(make_liveness(*store_, *coordinator_, copies_)),
         chunks_(runtime, copies_, owners_, usage_, units, chunk_options(options)),
+        handovers_(runtime, chunks_, checkpoints_, options.handovers),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
@@ -90,6 +93,8 @@ class DaemonImpl final : public Daemon {
     background_.spawn(objects_.sweep());
     checkpoints_.on_change(
         [this](const std::string& bucket, const std::string& run) { retention_.look_at(bucket, run); });
+    checkpoints_.on_join([this](OwnerId owner, std::uint32_t rank) { return handovers_.settled(owner, rank); });
+    background_.spawn(handovers_.watch());
     background_.spawn(retention_.run());
     background_.spawn(readers_.run());
     background_.spawn(garbage_->run());
@@ -118,9 +123,16 @@ class DaemonImpl final : public Daemon {
     retention_.set_interval(paces.retention_interval);
     scrub_->set(paces.scrub_pace, paces.scrub_interval);
     repair_pace_.set(paces.repair_pace);
+    handovers_.set_memory_bytes_max(paces.handover_memory);
   }
-  void drain() override { checkpoints_.drain(); }
+  void drain() override {
+    checkpoints_.drain();
+    handovers_.drain();
+  }
   Task<void> close() override {
+    // Ranks that are gone cannot do it later, as those can that only lose their connection now.
+    if (auto ended = co_await handovers_.close(runtime_.loop.now() + kHandoversMax); !ended)
+      runtime_.log.write(rt::Level::kWarning, "handovers_cut_off", {{"error", ended.error().message}});
     CO_CHECK_OK(co_await records_calls_.join());
     background_.cancel();
     CO_CHECK_OK(co_await scrub_->close());
@@ -158,6 +170,7 @@ class DaemonImpl final : public Daemon {
   Result<void> check_stamp(const wire::Stamp& stamp, bool home, std::uint32_t group) const;
   Task<std::string> handle(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> put_chunk(std::shared_ptr<rpc::ServerCall> call);
+  Task<std::string> handover(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> read_ranges(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> read_shared(std::shared_ptr<rpc::ServerCall> call);
   Task<std::string> bucket_set(std::string request);
@@ -208,6 +221,7 @@ class DaemonImpl final : public Daemon {
   std::unique_ptr<Scrub> scrub_;
   std::unique_ptr<Jobs> jobs_;
   ChunkService chunks_;
+  Handovers handovers_;
   std::uint64_t bytes_in_ = 0, bytes_out_ = 0, bytes_from_disk_ = 0;
   rt::Scope records_calls_;  // after what its tasks use
   rt::Scope background_;
@@ -235,9 +249,19 @@ Task<std::string> DaemonImpl::put_chunk(std::shared_ptr<rpc::ServerCall> call) {
   CO_CHECK_OK(wire::decode(call->request(), request, "put_chunk"));
   CO_CHECK_OK(check_stamp(request.stamp(), false, request.stamp().group()));
   const auto length = request.length();
+  const auto id = wire::from_wire(request.id());
   CO_CHECK_OK(co_await chunks_.put(std::move(call), std::move(request)));
   bytes_in_ += length;
+  if (id) handovers_.stored(*id);
   co_return wire::encode(wire::PutChunkReply());
+}
+
+Task<std::string> DaemonImpl::handover(std::shared_ptr<rpc::ServerCall> call) {
+  wire::Handover request;
+  CO_CHECK_OK(wire::decode(call->request(), request, "handover"));
+  CO_CHECK_OK(check_stamp(request.stamp(), true, group_of(request)));
+  CO_TRY(const auto reply, co_await handovers_.take(std::move(call), std::move(request)));
+  co_return wire::encode(reply);
 }
 
 Task<std::string> DaemonImpl::read_ranges(std::shared_ptr<rpc::ServerCall> call) {
@@ -309,6 +333,8 @@ Task<std::string> DaemonImpl::handle(std::shared_ptr<rpc::ServerCall> call) {
       return serve(checkpoints_, &Checkpoints::begin);
     case Method::kSeal:
       return serve(checkpoints_, &Checkpoints::seal);
+    case Method::kHandover:
+      return handover(std::move(call));
     case Method::kAbort:
       return serve(checkpoints_, &Checkpoints::abort);
     case Method::kHeartbeat:
@@ -470,6 +496,17 @@ std::string DaemonImpl::metrics(const rpc::Server::Stats& rpc) const {
   out.gauge("cairn_checkpoints_merging_attempts", "Save attempts whose manifests are being merged.", saves.merging);
   out.counter("cairn_checkpoints_committed_total", "Steps committed.", saves.committed);
   out.counter("cairn_checkpoints_failed_total", "Save attempts that failed.", saves.failed);
+  const auto handovers = handovers_.stats();
+  out.gauge("cairn_handovers", "Parts of saves that ranks have handed over and that are not sealed yet.",
+            handovers.plans);
+  out.gauge("cairn_handovers_running", "Those that the daemon finishes because their ranks are gone.",
+            handovers.running);
+  out.gauge("cairn_handovers_memory_bytes", "Memory of clients that is kept for them.", handovers.memory_bytes);
+  out.counter("cairn_handovers_taken_total", "Parts of saves that were handed over.", handovers.taken);
+  out.counter("cairn_handovers_refused_total", "Parts of saves for which there was no room.", handovers.refused);
+  out.counter("cairn_handovers_finished_total", "Parts of saves that the daemon finished without their ranks.",
+              handovers.finished);
+  out.counter("cairn_handovers_failed_total", "Parts of saves that it could not finish.", handovers.failed);
   out.counter("cairn_daemon_put_bytes_total", "Bytes of chunks received and made durable.", bytes_in_);
   out.counter("cairn_daemon_read_bytes_total", "Bytes of chunks sent to readers.", bytes_out_);
   out.counter("cairn_daemon_read_block_bytes_total", "Bytes of blocks read from disk for readers.", bytes_from_disk_);

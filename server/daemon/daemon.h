@@ -13,6 +13,7 @@
 #include "server/checkpoints/checkpoints.h"
 #include "server/checkpoints/retention.h"
 #include "server/daemon/chunk_service.h"
+#include "server/daemon/handovers.h"
 #include "server/garbage/garbage.h"
 #include "server/membership/membership.h"
 #include "server/membership/replicated_records.h"
@@ -46,6 +47,7 @@ class Daemon {
     Retention::Options retention;
     Garbage::Options garbage;
     ChunkService::Options chunks;
+    Handovers::Options handovers;
     Usage::Options usage;
     Scrub::Options scrub;
     std::uint64_t repair_pace = 0;  // bytes a second that are copied from directory to directory; 0: no limit
@@ -88,6 +90,7 @@ class Daemon {
     rt::Duration garbage_grace, garbage_interval, retention_interval;
     rt::Duration scrub_interval;
     std::uint64_t scrub_pace, repair_pace;
+    std::uint64_t handover_memory;
   };
   virtual void set(const Paces& paces) = 0;
 

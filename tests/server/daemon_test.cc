@@ -406,6 +406,7 @@ TEST_CASE("daemon: a record call goes on when its caller goes away", "[server]")
       const std::string& request() const override { return bytes; }
       const std::string& client() const override { return bytes; }
       std::uint64_t connection() const override { return 0; }
+      std::weak_ptr<const void> connection_open() const override { return {}; }
       Task<Data> next_data() override { co_return fail(Errc::kUnavailable, "none"); }
       Task<void> send_data(std::string, std::vector<Buffer>) override { co_return {}; }
       std::string bytes;

@@ -13,18 +13,20 @@ namespace {
 class LocalCall final : public rpc::ServerCall {
  public:
   LocalCall(rt::UnitPool& units, Method method, std::string request, std::vector<Fixture::Piece> pieces,
-            std::uint64_t connection, std::shared_ptr<rt::SharedMemory> memory)
+            std::uint64_t connection, std::shared_ptr<rt::SharedMemory> memory, std::weak_ptr<const void> open)
       : units_(units),
         method_(method),
         request_(std::move(request)),
         connection_(connection),
         memory_(std::move(memory)),
+        open_(std::move(open)),
         pieces_(pieces.begin(), pieces.end()) {}
   Method method() const override { return method_; }
   const std::string& request() const override { return request_; }
   const std::string& client() const override { return client_; }
   std::uint64_t connection() const override { return connection_; }
   std::shared_ptr<rt::SharedMemory> memory() const override { return memory_; }
+  std::weak_ptr<const void> connection_open() const override { return open_; }
   Task<Data> next_data() override {
     if (pieces_.empty()) co_return fail(Errc::kUnavailable, "the test has no more data");
     CO_TRY(auto memory, co_await units_.acquire());
@@ -52,6 +54,7 @@ class LocalCall final : public rpc::ServerCall {
   std::string request_, client_ = "test";
   std::uint64_t connection_;
   std::shared_ptr<rt::SharedMemory> memory_;
+  std::weak_ptr<const void> open_;
   std::deque<Fixture::Piece> pieces_;
 };
 
@@ -145,7 +148,8 @@ Answered answered(const LocalCall& call, Result<std::string> reply) {
 }  // namespace
 
 Answered Fixture::exchange(Method method, std::string request, std::vector<Piece> pieces) {
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection, memory);
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::move(pieces), connection, memory,
+                                          connection_open);
   auto reply = run(daemon->handler()(call));
   return answered(*call, std::move(reply));
 }
@@ -160,7 +164,7 @@ std::vector<Answered> Fixture::exchange_all(Method method, std::vector<std::stri
   std::vector<Under> under;
   for (auto& request : requests) {
     under.push_back({.call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{},
-                                                         connection + under.size(), memory),
+                                                         connection + under.size(), memory, connection_open),
                      .outcome = std::make_shared<std::optional<Result<std::string>>>(),
                      .at = rt::kNever});
     auto& call = *under.back().call;
@@ -186,7 +190,8 @@ std::vector<Answered> Fixture::exchange_all(Method method, std::vector<std::stri
 
 std::shared_ptr<std::optional<Result<std::string>>> Fixture::spawn(Method method, std::string request) {
   auto outcome = std::make_shared<std::optional<Result<std::string>>>();
-  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{}, connection, memory);
+  auto call = std::make_shared<LocalCall>(*units, method, std::move(request), std::vector<Piece>{}, connection, memory,
+                                          connection_open);
   node.spawn(keep(daemon->handler()(call), outcome));
   return outcome;
 }

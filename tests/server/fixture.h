@@ -104,6 +104,7 @@ class Fixture {
   std::uint64_t connection = 1;              // that calls come by
   DataGroup data_group = 1;                  // that chunks are put into
   std::shared_ptr<rt::SharedMemory> memory;  // that it shares
+  std::shared_ptr<const void> connection_open = std::make_shared<bool>(true);
 
   sim::World world;
   sim::Node& node;

@@ -402,7 +402,8 @@ TEST_CASE("scrub: passes begin by themselves, and one that is asked for begins a
                  .retention_interval = 1min,
                  .scrub_interval = 1h,
                  .scrub_pace = 0,
-                 .repair_pace = 0});
+                 .repair_pace = 0,
+                 .handover_memory = 0});
   const auto first = f.metric("cairn_scrub_last_full_pass_timestamp_seconds");
   f.wait(61min);
   CHECK(f.metric("cairn_scrub_last_full_pass_timestamp_seconds") >= first + 3500);

@@ -61,12 +61,14 @@ class SimDaemon::LateCall final : public rpc::ServerCall {
         request_(first.request()),
         client_(first.client()),
         connection_(first.connection()),
-        memory_(first.memory()) {}
+        memory_(first.memory()),
+        open_(first.connection_open()) {}
   wire::Method method() const override { return method_; }
   const std::string& request() const override { return request_; }
   const std::string& client() const override { return client_; }
   std::uint64_t connection() const override { return connection_; }
   std::shared_ptr<rt::SharedMemory> memory() const override { return memory_; }
+  std::weak_ptr<const void> connection_open() const override { return open_; }
   Task<Data> next_data() override { return lost(); }
   Task<void> send_data(std::string, std::vector<Buffer>) override { return sent(); }
 
@@ -77,6 +79,7 @@ class SimDaemon::LateCall final : public rpc::ServerCall {
   std::string request_, client_;
   std::uint64_t connection_;
   std::shared_ptr<rt::SharedMemory> memory_;
+  std::weak_ptr<const void> open_;
 };
 
 Task<void> SimDaemon::arrive_late(SimDaemon* self, std::shared_ptr<rpc::ServerCall> call, rt::Duration delay) {
