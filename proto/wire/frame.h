@@ -53,7 +53,6 @@ enum class Method : std::uint16_t {
   kAbort = 44,
   kHeartbeat = 45,
   kAttemptStatus = 46,
-  kHandover = 47,
   kStepOpen = 50,
   kStepList = 51,
   kStepRemove = 52,
@@ -65,6 +64,7 @@ enum class Method : std::uint16_t {
   kJobControl = 71,
   kScrubStart = 72,
   kDamageList = 73,
+  kHandover = 80,
 };
 
 /// "put_chunk"; for messages, logs and metrics. Numbers that this version does not know: "unknown".

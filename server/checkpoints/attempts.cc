@@ -270,6 +270,13 @@ Task<Loaded<records::Run>> Checkpoints::run_of(const Found& found, std::string b
 }
 
 Task<wire::Empty> Checkpoints::seal(wire::Seal request) {
+  return seal_part(std::move(request), false);
+}
+Task<wire::Empty> Checkpoints::seal_for(wire::Seal request) {
+  return seal_part(std::move(request), options_.bugs.handover_unfenced);
+}
+
+Task<wire::Empty> Checkpoints::seal_part(wire::Seal request, bool unfenced) {
   const auto& bucket = request.bucket();
   const auto& run_name = request.run();
   const auto what = "seal of rank " + std::to_string(request.rank());
@@ -292,7 +299,10 @@ Task<wire::Empty> Checkpoints::seal(wire::Seal request) {
     const auto& attempt = found.attempt.value;
     if (request.rank() >= attempt.world_size())
       co_return fail(Errc::kInvalid, what + ": no such rank in a world of " + std::to_string(attempt.world_size()));
-    CO_TRY(const auto run, co_await run_of(found, bucket, run_name));
+    Loaded<records::Run> run;
+    if (!unfenced) {
+      CO_TRY(run, co_await run_of(found, bucket, run_name));
+    }
     const auto group = home_group(bucket, run_name);
     const auto key = seal_key(owner, request.rank());
     CO_TRY(const auto before, co_await load<records::SealRecord>(records_, group, key));
@@ -300,15 +310,16 @@ Task<wire::Empty> Checkpoints::seal(wire::Seal request) {
       co_return fail(Errc::kConflict, what + ": it has sealed another manifest before");
     const auto ends = ends_;
     Edit edit(group);
-    edit.unchanged(run_key(bucket, run_name), run.version)
-        .unchanged(found.key, found.attempt.version)
-        .unchanged(key, before.version);
+    if (!unfenced) edit.unchanged(run_key(bucket, run_name), run.version);
+    edit.unchanged(found.key, found.attempt.version).unchanged(key, before.version);
     if (!before.exists()) edit.put(key, record);
     auto done = co_await edit.apply(records_);
     if (!done && done.error().code == Errc::kConflict) continue;  // the attempt has ended, or the run changed hands
     if (!done) co_return fail(std::move(done).error().with(what));
     if (!find_live(owner) && ends != ends_) continue;
-    rank_sealed(ensure_live(attempt, bucket, run_name), request.rank());
+    const auto live = ensure_live(attempt, bucket, run_name);
+    live->unfenced |= unfenced;
+    rank_sealed(live, request.rank());
     co_return wire::Empty();
   }
 }

@@ -128,6 +128,8 @@ class Checkpoints {
   bool silent(const OwnerId& owner, std::uint32_t rank, rt::Duration duration) const;
   /// A sign of life on its behalf.
   void heard(const OwnerId& owner, std::uint32_t rank);
+  /// seal(), on its behalf.
+  Task<wire::Empty> seal_for(wire::Seal request);
   /// Its part cannot be finished: the attempt fails for all, with the code of `why`.
   Task<void> give_up(OwnerId owner, std::uint32_t rank, Error why);
   /// A rank that joins an attempt again waits for this first: it may be sealed by then.
@@ -176,7 +178,8 @@ class Checkpoints {
     bool levelling = false;       // a merge of some of them is under way
     Phase phase = Phase::kOpen;
     bool failing = false;
-    rt::Signal changed;  // the phase
+    bool unfenced = false;  // planted bug
+    rt::Signal changed;     // the phase
 
     std::string name() const;
     bool all_sealed() const { return sealed.size() == world_size; }
@@ -189,6 +192,8 @@ class Checkpoints {
   Task<void> why_ended(OwnerId owner);
   /// errors: kFenced  another launch has the run by now
   Task<Loaded<records::Run>> run_of(const Found& found, std::string bucket, std::string run);
+  /// `unfenced`: planted bug: the run_epoch is not compared, now or at the commit.
+  Task<wire::Empty> seal_part(wire::Seal request, bool unfenced);
   LivePtr find_live(const OwnerId& owner) const;
   LivePtr ensure_live(const records::Attempt& attempt, std::string bucket, std::string run);
   /// errors: kUnavailable  drain() was called

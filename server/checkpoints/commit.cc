@@ -123,6 +123,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
   const auto step_at = step_key(live->bucket, live->run, live->step);
   const auto owner_at = owner_key(live->owner);
   const auto& written = merged->written;
+  const bool unfenced = options_.bugs.commit_unfenced || live->unfenced;
   for (;;) {
     CO_TRY(const auto run, co_await load<records::Run>(records_, group, run_at));
     CO_TRY(const auto attempt, co_await load<records::Attempt>(records_, group, attempt_at));
@@ -130,7 +131,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
     CO_TRY(const auto before, co_await load<records::Step>(records_, group, step_at));
     if (!attempt.exists() || attempt.value.owner() != live->owner.view())
       co_return fail(Errc::kAttemptFailed, "it was given up while its manifests were merged");
-    if (epoch_of(run.value.run_epoch()) != live->run_epoch && !options_.bugs.commit_unfenced)
+    if (epoch_of(run.value.run_epoch()) != live->run_epoch && !unfenced)
       co_return fail(fenced("commit", live->launch, live->run_epoch, run.value));
     if (before.exists() && !attempt.value.overwrite())
       co_return fail(Errc::kExists, "the step was committed meanwhile; say overwrite to replace it");
@@ -185,7 +186,7 @@ Task<void> Checkpoints::commit_step(LivePtr live, std::shared_ptr<Merged> merged
       CO_TRY(const auto old, owner_from(before.value.info().owner()));
       Readers::hide(old, live->bucket, live->run, edit);
     }
-    if (!options_.bugs.commit_unfenced) edit.unchanged(run_at, run.version).put(run_at, run.value);
+    if (!unfenced) edit.unchanged(run_at, run.version).put(run_at, run.value);
     edit.unchanged(attempt_at, attempt.version).unchanged(owner_at, owner.version).unchanged(step_at, before.version);
     edit.put(step_at, step).put(owner_at, owner.value).erase(attempt_at).erase(joined_key(live->owner));
     auto done = co_await edit.apply(records_);

@@ -10,6 +10,8 @@ struct SaveBugs {
   bool coverage_off = false;         // boxes, holders and tokens are not proved
   bool commit_early = false;         // commit when one rank has not sealed yet
   bool existing_unseen = false;      // a chunk id that came before is accepted without looking at what is stored
+  bool handover_unfenced = false;    // what was handed over is sealed and committed without comparing the run_epoch
+  bool handover_unwritten = false;   // ... and sealed before its chunks are written
   bool absence_is_death = false;     // garbage: no answer, or one after a loss, counts as dead
   bool ask_once = false;             // garbage: the question is not asked again after the grace time
   bool reservation_kept = false;     // what a failed attempt had reserved is not given back

@@ -58,7 +58,7 @@ class DaemonImpl final : public Daemon {
         retention_(runtime, *store_, buckets_, readers_, usage_, retention_options(options)),
         liveness_(make_liveness(*store_, *coordinator_, copies_)),
         chunks_(runtime, copies_, owners_, usage_, units, chunk_options(options)),
-        handovers_(runtime, chunks_, checkpoints_, options.handovers),
+        handovers_(runtime, chunks_, checkpoints_, handover_options(options)),
         records_calls_(runtime.loop),
         background_(runtime.loop) {
     if (options.wrap_liveness) liveness_ = options.wrap_liveness(std::move(liveness_));
@@ -162,6 +162,12 @@ class DaemonImpl final : public Daemon {
   static ChunkService::Options chunk_options(const Options& options) {
     auto out = options.chunks;
     out.existing_unseen |= options.bugs.existing_unseen;
+    return out;
+  }
+
+  static Handovers::Options handover_options(const Options& options) {
+    auto out = options.handovers;
+    out.unwritten |= options.bugs.handover_unwritten;
     return out;
   }
 

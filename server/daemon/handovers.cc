@@ -191,6 +191,7 @@ void Handovers::begin(const PlanPtr& plan, const char* why) {
 
 Task<void> Handovers::carry_out(PlanPtr plan) {
   checkpoints_.heard(plan->owner, plan->rank());
+  if (options_.unwritten) (void)co_await seal(plan);
   auto done = co_await store_all(plan);
   plan->memory.reset();
   if (done) done = co_await seal(plan);
@@ -240,7 +241,7 @@ Task<void> Handovers::store(PlanPtr plan, std::uint32_t index, rt::Semaphore::Le
 
 Task<void> Handovers::seal(PlanPtr plan) {
   for (;;) {
-    auto sealed = co_await checkpoints_.seal(plan->seal);
+    auto sealed = co_await checkpoints_.seal_for(plan->seal);
     if (sealed) co_return {};
     if (sealed.error().code != Errc::kUnavailable || !wanted(*plan)) co_return fail(std::move(sealed).error());
     co_await runtime_.loop.sleep(options_.retry_every);

@@ -38,6 +38,7 @@ class Handovers {
     std::size_t chunks_at_once = 4;                            // of one plan
     rt::Duration look_every = std::chrono::milliseconds(100);  // at the connections
     rt::Duration retry_every = std::chrono::seconds(1);        // of what is unavailable
+    bool unwritten = false;                                    // planted bug: the seal comes before the chunks
   };
   Handovers(rt::Runtime runtime, ChunkService& chunks, Checkpoints& checkpoints, Options options)
       : runtime_(runtime),

@@ -4,6 +4,7 @@
 #include "proto/rpc/hello.h"
 #include "proto/wire/codec.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/sim/net.h"
 
 namespace cairn::fuzz {
 
@@ -34,6 +35,7 @@ struct Served::Line {
 };
 
 Served::Served() : world(1), daemon(world, {}), peer(world.make_node("peer")) {
+  world.net().options.shares_memory = true;
   daemon.start();
   must(world.run_until([&] { return daemon.ready(); }, world.now() + 10s), "the daemon starts");
 }
@@ -60,6 +62,7 @@ Task<void> Served::write(Line* line, std::string bytes) {
 void Served::connect() {
   auto stream = world.run(peer, peer.runtime().net.dial(daemon.address()));
   must(stream, "the daemon takes a connection");
+  must((*stream)->attach(memory), "memory can be shared");
   lines_.push_back(std::make_unique<Line>(peer, *std::move(stream)));
   peer.spawn(collect(lines_.back().get()));
 }

@@ -9,6 +9,7 @@
 #include "proto/wire/frame.h"
 #include "proto/wire/wire.pb.h"
 #include "tests/sim/daemon.h"
+#include "tests/sim/memory.h"
 #include "tests/sim/world.h"
 
 namespace cairn::fuzz {
@@ -42,6 +43,8 @@ class Served {
   sim::World world;
   sim::SimDaemon daemon;
   sim::Node& peer;
+  /// What the peer shares on its connections.
+  std::shared_ptr<sim::SimMemory> memory = std::make_shared<sim::SimMemory>(256 * kKiB);
 
  private:
   struct Line;

@@ -66,6 +66,7 @@ class Peer {
     if (request->ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
       mend(*request);
       if (kind.method == Method::kPutChunk && !(flags & 2)) mend_crcs(static_cast<wire::PutChunk&>(*request), data);
+      if (kind.method == Method::kHandover && !(flags & 2)) mend_plan(static_cast<wire::Handover&>(*request));
       if (kind.method == Method::kSeal && !(flags & 2)) static_cast<wire::Seal&>(*request).set_digest(sha256(data_));
       if (!(flags & 1)) stamp(*request);
       message = wire::encode(*request);
@@ -75,6 +76,7 @@ class Peer {
         frame({.kind = FrameKind::kRequest, .method = static_cast<std::uint16_t>(kind.method), .call_id = id}, message);
     if (kind.method == Method::kPutChunk && !(flags & 8)) {
       data_ = std::string(data);
+      std::ranges::copy(bytes_of(data_), served_.memory->bytes().begin());
       sent += frame({.kind = FrameKind::kData, .call_id = id}, wire::encode(wire::DataHeader()), data);
     }
     served_.send(std::move(sent));
@@ -122,6 +124,16 @@ class Peer {
           crc32c(data.substr(at, kBlockBytes), block_seed(*id, static_cast<std::uint32_t>(at / kBlockBytes))));
     put.mutable_block_crcs()->Assign(crcs.begin(), crcs.end());
     put.set_digest(storage::chunk_digest(crcs));
+  }
+
+  /// The chunks that it names are what the memory holds where they are to lie; the manifest is the chunk put last.
+  void mend_plan(wire::Handover& plan) {
+    for (auto& put : *plan.mutable_chunks()) {
+      const auto all = served_.memory->bytes();
+      if (put.shared_size() == 1 && put.shared(0) < all.size())
+        mend_crcs(put, text_of(all.subspan(put.shared(0), std::min(put.length(), 64U << 10))));
+    }
+    if (plan.has_seal()) plan.mutable_seal()->set_digest(sha256(data_));
   }
 
   void stamp(Message& message) const {
@@ -299,6 +311,46 @@ std::string step(bool last) {
   return out;
 }
 
+/// A save whose rank falls silent when it has handed over what is left.
+std::string handed_over() {
+  auto open = of_run<wire::OpenRun>();
+  open.mutable_launch()->set_job("job");
+  auto begin = of_run<wire::Begin>();
+  *begin.mutable_launch() = open.launch();
+  begin.mutable_run_epoch()->set_count(1);
+  begin.set_step(7);
+  begin.set_world_size(1);
+  auto contents = format::Contents();
+  contents.tokens.push_back({.stream = "train", .bytes = "epoch 1", .rank = 0});
+  const auto manifest = *format::encode(std::move(contents));
+  auto plan = of_run<wire::Handover>();
+  plan.set_owner(std::string(1, '\0'));
+  plan.set_writer(1000);
+  for (std::uint32_t index = 0; index < 2; ++index) {
+    auto& chunk = *plan.add_chunks();
+    chunk.mutable_stamp()->set_group(1);
+    chunk.mutable_id()->set_owner(std::string(1, '\0'));
+    chunk.mutable_id()->set_writer(1000);
+    chunk.mutable_id()->set_index(index);
+    chunk.set_length(static_cast<std::uint32_t>(manifest.size()));
+    chunk.add_shared(index * 64 * kKiB);
+  }
+  auto& seal = *plan.mutable_seal();
+  seal.set_manifest_bytes(manifest.size());
+  fill(*seal.add_manifest(), 1000, 0, manifest.size());
+  seal.add_groups(1);
+  auto status = of_run<wire::AttemptStatus>();
+  status.set_owner(std::string(1, '\0'));
+  auto first = plan;
+  first.clear_seal();
+  plan.clear_chunks();
+  plan.set_part(1);
+  // The first chunk is there already, by the rank itself.
+  return record(Method::kOpenRun, open) + record(Method::kBegin, begin) + put(1000, 0, manifest) +
+         record(Method::kHandover, first) + record(Method::kHandover, plan) + "\xff\x7f\x7f" +
+         record(Method::kAttemptStatus, status);
+}
+
 std::vector<std::string> seeds() {
   auto create = in_bucket<wire::BucketCreate>();
   create.mutable_policy()->set_keep_last(2);
@@ -310,7 +362,10 @@ std::vector<std::string> seeds() {
   auto& reader = *renew.add_readers();
   reader.set_id(9);
   reader.set_owner(std::string(1, '\0'));
-  return {made + object(), made + step(true), made + step(false),
+  return {made + object(),
+          made + step(true),
+          made + step(false),
+          made + handed_over(),
           made + record(Method::kBucketShow, in_bucket<wire::BucketShow>()) + record(Method::kBucketSet, set) +
               record(Method::kBucketList, wire::BucketList()) +
               record(Method::kBucketRemove, in_bucket<wire::BucketRemove>()),

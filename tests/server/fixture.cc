@@ -291,7 +291,8 @@ Result<wire::ObjectInfo> Fixture::put_object(const std::string& bucket, const st
   return seal_object(bucket, key, owner, 5, bytes);
 }
 
-RunFixture::RunFixture(Daemon::Options o, std::uint64_t seed) : Fixture(std::move(o), seed) {
+RunFixture::RunFixture(Daemon::Options o, std::uint64_t seed, std::size_t directories)
+    : Fixture(std::move(o), seed, directories) {
   REQUIRE(make_bucket(bucket));
 }
 
@@ -345,6 +346,11 @@ wire::Seal RunFixture::upload(OwnerId owner, std::uint32_t rank, std::uint32_t w
   auto manifest = format::encode(given ? *given : contents(owner, rank, world_size));
   REQUIRE(manifest);
   REQUIRE(put({.owner = owner, .writer = writer, .index = 1}, *manifest));
+  return seal_request(owner, rank, *manifest);
+}
+
+wire::Seal RunFixture::seal_request(OwnerId owner, std::uint32_t rank, const std::string& manifest) const {
+  const auto writer = writer_of(rank);
   auto request = named<wire::Seal>();
   request.set_owner(std::string(owner.view()));
   request.set_rank(rank);
@@ -354,10 +360,10 @@ wire::Seal RunFixture::upload(OwnerId owner, std::uint32_t rank, std::uint32_t w
   run.set_writer(writer);
   run.set_first_index(1);
   run.set_count(1);
-  run.set_chunk_bytes(static_cast<std::uint32_t>(manifest->size()));
-  run.set_last_bytes(static_cast<std::uint32_t>(manifest->size()));
-  request.set_manifest_bytes(manifest->size());
-  request.set_digest(sha256(*manifest));
+  run.set_chunk_bytes(static_cast<std::uint32_t>(manifest.size()));
+  run.set_last_bytes(static_cast<std::uint32_t>(manifest.size()));
+  request.set_manifest_bytes(manifest.size());
+  request.set_digest(sha256(manifest));
   request.set_data_bytes(1000);
   request.add_groups(kFirstDataGroup);
   return request;

@@ -140,7 +140,7 @@ class Fixture {
 /// One run, as its ranks see it.
 class RunFixture : public Fixture {
  public:
-  explicit RunFixture(Daemon::Options options = {}, std::uint64_t seed = 1);
+  explicit RunFixture(Daemon::Options options = {}, std::uint64_t seed = 1, std::size_t directories = 1);
 
   struct Launched {
     wire::Launch launch;
@@ -168,6 +168,8 @@ class RunFixture : public Fixture {
   /// Puts data and manifest, and says what to seal.
   wire::Seal upload(OwnerId owner, std::uint32_t rank, std::uint32_t world_size,
                     std::optional<format::Contents> contents = {});
+  /// For a manifest that is chunk 1 of the rank's writer.
+  wire::Seal seal_request(OwnerId owner, std::uint32_t rank, const std::string& manifest) const;
   Result<void> seal(const wire::Seal& request) {
     auto reply = call<wire::Empty>(Method::kSeal, request);
     if (!reply) return fail(reply.error());

@@ -34,6 +34,7 @@ Runs a workload under seeds A to B (default 1-1000) with faults drawn from the s
 separate processes, and both must have the same trace.
 
   --workload    checkpoint (default): one daemon, launches of several ranks that save, die, resume and restore
+                handover: ranks that die as soon as they have handed over their part of a save
                 retention: policies, removals, pins and garbage while readers hold steps open
                 scrub: objects whose copies rot, and scrubs that find and repair them
                 storage: one storage target, its chunks and records
@@ -59,6 +60,7 @@ struct Arguments {
 WorkloadResult run_workload(const Arguments& args, std::uint64_t seed, std::function<void(const std::string&)> trace) {
   WorkloadOptions options{.seed = seed, .bug = args.bug, .directories = false, .trace = std::move(trace)};
   if (args.workload == "retention") return run_retention_workload(std::move(options));
+  if (args.workload == "handover") return run_handover_workload(std::move(options));
   if (args.workload == "scrub") return run_scrub_workload(std::move(options));
   if (args.workload == "space") return run_space_workload(std::move(options));
   if (args.workload == "storage") return run_storage_workload(std::move(options));
@@ -112,7 +114,7 @@ bool parse(int argc, char** argv, Arguments& out) {
       out.workload = value();
       if (out.workload != "storage" && out.workload != "targets" && out.workload != "directories" &&
           out.workload != "checkpoint" && out.workload != "retention" && out.workload != "space" &&
-          out.workload != "scrub")
+          out.workload != "scrub" && out.workload != "handover")
         return false;
     } else if (arg == "--trace") {
       out.trace = true;

@@ -63,6 +63,12 @@ WorkloadResult run_space_workload(WorkloadOptions options);
 /// is not is told, with the right offsets, and nothing else is.
 WorkloadResult run_scrub_workload(WorkloadOptions options);
 
+/// The handover workload: launches of ranks that save by shared memory and die as soon as they have handed over what is
+/// left, or a moment later, while a newer launch opens the run, the daemon dies, or somebody scribbles over the memory
+/// of the dead. What all ranks have handed over commits, unless one of these came between; what commits is right to the
+/// byte, no newer launch is overtaken, and nothing of the dead is kept.
+WorkloadResult run_handover_workload(WorkloadOptions options);
+
 struct BugName {
   std::string name;
   std::string what;
