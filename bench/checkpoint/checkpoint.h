@@ -26,7 +26,7 @@ struct CheckpointOptions {
   std::string daemon_program;
   std::vector<std::string> daemon_flags;
   std::uint64_t arena_bytes = 256ull << 20;
-  std::uint32_t chunk_bytes = 16u << 20, chunks_in_flight = 4, connections = 1;
+  std::uint32_t chunk_bytes = 16u << 20, chunks_in_flight = 12, connections = 1;
   std::uint64_t seed = 1;
   bool json = false;
 };

@@ -83,7 +83,7 @@ struct ClientOptions {
   bool shared_memory = true;                  // hand the arena to a daemon on this host, which then copies no byte
   bool arena_wait = true;                     // false: stage() fails with kBusy when the arena is full
   std::uint32_t chunk_bytes = 16u << 20;      // 64 KiB .. 64 MiB, a multiple of 64 KiB
-  std::uint32_t chunks_in_flight = 4;         // chunks on their way at once
+  std::uint32_t chunks_in_flight = 12;        // on their way at once: the disk has work while earlier ones are flushed
   std::uint32_t connections = 1;              // for bulk data
   std::chrono::milliseconds timeout{60'000};  // of a call, unless the call says otherwise
   bool unix_socket = true;                    // use the daemon's unix socket when it is on this host
