@@ -96,8 +96,7 @@ Task<wire::Empty> Handovers::take(std::shared_ptr<rpc::ServerCall> call, wire::H
   auto found = plans_.find(key);
   PlanPtr plan = found == plans_.end() ? nullptr : found->second;
   if (plan && plan->seal.writer() == request.writer() && request.part() < plan->parts) co_return wire::Empty();
-  if (plan && plan->taken && plan->seal.writer() != request.writer())
-    co_return fail(Errc::kConflict, what + ": another process of this rank has handed over its part");
+  if (plan && plan->taken) co_return fail(Errc::kConflict, what + ": this rank has handed over its part already");
   if (request.part() == 0) {
     plan = std::make_shared<Plan>();
     plan->owner = owner;

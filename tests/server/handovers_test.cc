@@ -318,6 +318,9 @@ TEST_CASE("handovers: parts come in order on one connection, and again without h
   REQUIRE(f.hand_over(rank, end));
   CHECK(f.hand_over(rank, begin));  // copies that arrive late
   CHECK(f.hand_over(rank, end));
+  auto more = begin;
+  more.set_part(2);
+  CHECK(f.outcome(rank, more) == Errc::kConflict);
   auto other = whole;
   other.set_writer(77);
   for (auto& put : *other.mutable_chunks()) put.mutable_id()->set_writer(77);

@@ -51,9 +51,10 @@ class Save {
     Result<SaveResult> wait_for(std::chrono::milliseconds timeout);
     Future<SaveResult> wait_async();
     bool ready() const;
-    /// When stage() returned the daemon had taken over what is left to do: the step commits also when this process dies
-    /// (if all ranks come as far, and the daemon lives: only wait() speaks of durability). So with a daemon on this
-    /// host that sees the arena (ClientOptions::shared_memory) and has room (its handover.memory); else false.
+    /// When stage() returned the daemon had taken over what is left to do: the step commits also when this process
+    /// dies, if all ranks come as far and the daemon lives (with explicit_commit: when somebody commits it). Only
+    /// wait() speaks of durability. So with a daemon on this host that sees the arena (ClientOptions::shared_memory)
+    /// and has room (its handover.memory); else false.
     bool survives() const;
 
    private:
