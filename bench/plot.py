@@ -136,6 +136,30 @@ def others(runs):
                            ("write_cpu_seconds_per_gb", "engine alone, CPU-seconds per GB written"),
                            ("read_cpu_seconds_per_gb", "engine alone, CPU-seconds per GB read")):
             lines.append(f"| {what} | {spread(disk, name)} | |")
+    steady = runs.get("steady")
+    for name, what, aim in (("save_vs_odirect", "each save after an older step is freed (segments written again) / O_DIRECT files", "1.0"),
+                            ("save_vs_fresh", "the same / a daemon that recycles nothing", "")):
+        if steady:
+            lines.append(f"| {what} | {spread(steady, name)} | {aim} |")
+    tiny = runs.get("tiny")
+    for name, what in (("mixed_bytes_on_disk", "disk"), ("mixed_bytes_received", "wire")):
+        if tiny:
+            lines.append(f"| {tiny['tensors']:,} tensors of 1 to 64 KiB beside large ones: bytes on the {what} / their bytes | "
+                         f"{spread(tiny, name)} | 1.1 |")
+    start = runs.get("open")
+    for end in ("kill", "stop"):
+        if start:
+            lines.append(f"| start of the daemon to the first byte read, {start['chunks']:,} chunks, after a {end}, s (max) | "
+                         f"{start[f'first_byte_seconds_after_{end}']:.2f} "
+                         f"({start[f'first_byte_seconds_after_{end}_max']:.2f}) | 6 |")
+    plan = runs.get("plan")
+    if plan:
+        size = f"{plan['ranks']:,} ranks, {plan['tensors']:,} tensors, each split over all ranks"
+        lines += [f"| {size}: last seal to commit, s | {plan['commit_seconds']:.1f} | 10 |",
+                  f"| the same: open and plan as one rank, s (max) | {plan['open_and_plan_seconds']:.2f} "
+                  f"({plan['open_and_plan_seconds_max']:.2f}) | 2 |",
+                  f"| the same: memory of the client / of the daemon, MiB | {plan['rss_bytes_max'] / (1 << 20):.0f} / "
+                  f"{plan['rss_bytes_max_server'] / (1 << 20):.0f} | 256 / 512 |"]
     return "\n".join(["| | median (min..max) | aim |", "|---|---|---|", *lines]) if lines else ""
 
 

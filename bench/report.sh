@@ -4,7 +4,7 @@
 #   bench/report.sh DIR [ROUNDS]     # DIR on the disk to measure, with 20 GiB free; the build is build/release
 #   bench/report.sh --render         # only writes tables and plots from the figures in docs/benchmarks/*.json
 #
-# Runs one after the other: a machine with nothing else to do, please. With 10 rounds it takes about an hour and a half.
+# Runs one after the other: a machine with nothing else to do, please. With 10 rounds it takes about an hour.
 # BYTES (default 4GiB) and RANKS (default "4 8") make it shorter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,6 +29,10 @@ if [ "${1:-}" != --render ]; then
     done
     keep "async-$ranks" checkpoint --mode async --bytes 2GiB --ranks "$ranks" --transport shm --data "$dir/run"
   done
+  keep steady checkpoint --mode save --steady --bytes "$bytes" --ranks 4 --transport shm --data "$dir/run" --peer odirect
   keep disk disk --bytes 2GiB --streams 4 --data "$dir/run"
+  keep tiny tiny --transport unix --data "$dir/run"
+  keep open open --data "$dir/run"
+  keep plan plan --data "$dir/run"
 fi
 exec python3 bench/plot.py
