@@ -234,7 +234,7 @@ TEST_CASE("handovers: a rank that joins again finds itself sealed", "[server]") 
   CHECK(joined->sealed());
 }
 
-TEST_CASE("handovers: a daemon that is stopped finishes what it has begun; one that dies forgets it", "[server]") {
+TEST_CASE("handovers: a daemon that is stopped finishes what it has begun, one that dies forgets it", "[server]") {
   HandoverFixture f;
   const auto launched = *f.open("a");
   const auto owner = *f.begin(launched, 1, 0, {});
