@@ -286,6 +286,7 @@ class Checkpoints {
   std::function<Task<void>(OwnerId, std::uint32_t)> on_join_;
   bool draining_ = false;
   rt::Semaphore merge_memory_;
+  rt::Semaphore look_ups_;     // of saves that have ended, at once
   rt::Semaphore large_pages_;  // one merge at a time may hold pages that are longer than its pieces
   rt::Scope scope_;
 };

@@ -12,6 +12,7 @@ namespace cairn::server {
 namespace {
 
 constexpr std::size_t kPage = 256;
+constexpr std::uint64_t kLookUps = 64;
 
 /// The names in "a/<bucket>\0<run>\0<20 bytes>".
 Result<std::pair<std::string, std::string>> names_of_attempt(const std::string& key) {
@@ -39,6 +40,7 @@ Checkpoints::Checkpoints(rt::Runtime runtime, Chunks& chunks, storage::RecordSto
       usage_(usage),
       options_(options),
       merge_memory_(runtime.loop, options.merge_memory_bytes),
+      look_ups_(runtime.loop, kLookUps),
       large_pages_(runtime.loop, 1),
       scope_(runtime.loop) {}
 
@@ -326,6 +328,8 @@ Task<wire::AttemptStatusReply> Checkpoints::status(wire::AttemptStatus request) 
       auto waited = co_await rt::with_deadline(runtime_.loop, until, ended(live), "status");
       if (!waited && waited.error().code != Errc::kDeadline) co_return fail(std::move(waited).error());
     }
+    // All who waited ask at the same moment.
+    CO_TRY(const auto turn, co_await look_ups_.acquire(1));
     CO_TRY(auto reply, co_await status_at_end(owner, request.bucket(), request.run()));
     if (reply) co_return *std::move(reply);
     // Open, but not in memory: the moment between a transaction and what follows it.
