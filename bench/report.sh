@@ -4,7 +4,7 @@
 #   bench/report.sh DIR [ROUNDS]     # DIR on the disk to measure, with 20 GiB free; the build is build/release
 #   bench/report.sh --render         # only writes tables and plots from the figures in docs/benchmarks/*.json
 #
-# Runs one after the other: a machine with nothing else to do, please. With 10 rounds it takes about an hour.
+# Runs one after the other: a machine with nothing else to do, please. With 10 rounds it takes about three quarters of an hour.
 # BYTES (default 4GiB) and RANKS (default "4 8") make it shorter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
