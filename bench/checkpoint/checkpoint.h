@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cairn/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -25,8 +27,10 @@ struct CheckpointOptions {
   std::string data, server, server_http, transport = "auto";
   std::string daemon_program;
   std::vector<std::string> daemon_flags;
-  std::uint64_t arena_bytes = 256ull << 20;
-  std::uint32_t chunk_bytes = 16u << 20, chunks_in_flight = 12, connections = 1;
+  // As a client has them that says nothing.
+  std::uint64_t arena_bytes = ClientOptions{}.arena_bytes;
+  std::uint32_t chunk_bytes = ClientOptions{}.chunk_bytes, chunks_in_flight = ClientOptions{}.chunks_in_flight,
+                connections = ClientOptions{}.connections;
   std::uint64_t seed = 1;
   bool json = false;
 };

@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cassert>
-#include <deque>
 #include <list>
 #include <map>
 #include <set>

@@ -328,8 +328,6 @@ Task<wire::AttemptStatusReply> Checkpoints::status(wire::AttemptStatus request) 
       auto waited = co_await rt::with_deadline(runtime_.loop, until, ended(live), "status");
       if (!waited && waited.error().code != Errc::kDeadline) co_return fail(std::move(waited).error());
     }
-    // All who waited ask at the same moment.
-    CO_TRY(const auto turn, co_await look_ups_.acquire(1));
     CO_TRY(auto reply, co_await status_at_end(owner, request.bucket(), request.run()));
     if (reply) co_return *std::move(reply);
     // Open, but not in memory: the moment between a transaction and what follows it.
@@ -348,6 +346,8 @@ wire::AttemptStatusReply Checkpoints::status_of(const Live& live) {
 
 Task<std::optional<wire::AttemptStatusReply>> Checkpoints::status_at_end(OwnerId owner, std::string bucket,
                                                                          std::string run) {
+  // All who waited for the end ask at the same moment: so many have their frames and records in memory.
+  CO_TRY(const auto turn, co_await look_ups_.acquire(1));
   wire::AttemptStatusReply reply;
   auto found = co_await find(bucket, run, owner);
   if (!found) {
