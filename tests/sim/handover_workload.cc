@@ -18,6 +18,7 @@
 #include "tests/sim/net.h"
 #include "tests/sim/payload.h"
 #include "tests/sim/prng.h"
+#include "tests/sim/sessions.h"
 #include "tests/sim/workload.h"
 
 namespace cairn::sim {
@@ -28,16 +29,8 @@ using client::AttemptPhase;
 
 constexpr const char* kBucket = "b";
 constexpr const char* kRun = "run";
-constexpr rt::Duration kCallTimeout = 20s;
 constexpr rt::Duration kEnds = 12min;  // virtual: an attempt, whatever becomes of its ranks: join_max and more
 constexpr std::size_t kWindowBytes = 256 * kKiB;
-
-struct Close {
-  std::shared_ptr<client::Session> session;
-  explicit Close(std::shared_ptr<client::Session> s) : session(std::move(s)) {}
-  Close(const Close&) = delete;
-  ~Close() { session->close(); }
-};
 
 enum class Fate { kDiesAtOnce, kDiesLater, kLives, kDiesBefore };  // of a rank, as it has handed over
 enum class Trouble { kNone, kNewerLaunch, kDaemonDies, kScribble };
@@ -142,24 +135,16 @@ class HandoverWorkload {
 Task<HandoverWorkload::Session> HandoverWorkload::connect(HandoverWorkload* w, Node* node,
                                                           std::shared_ptr<rt::SharedMemory> memory) {
   client::SessionOptions options;
-  options.servers = {w->daemon_->address()};
-  options.name = node->name();
   if (memory) {
     options.memory = std::move(memory);
     options.window_bytes = kWindowBytes;
   }
-  for (;;) {
-    auto session = co_await client::Session::connect(node->runtime(), options, node->now() + kCallTimeout);
-    if (session || (session.error().code != Errc::kUnavailable && session.error().code != Errc::kDeadline &&
-                    session.error().code != Errc::kUnknown))
-      co_return std::move(session);
-    co_await node->sleep(200ms);
-  }
+  return sim::connect(node, *w->daemon_, std::move(options));
 }
 
 Task<void> HandoverWorkload::make_bucket(HandoverWorkload* w) {
   CO_TRY(auto session, co_await connect(w, &w->admin_, nullptr));
-  Close close(session);
+  CloseSession close(session);
   client::BucketSummary bucket;
   bucket.name = kBucket;
   co_return co_await client::create_bucket(session, bucket, w->admin_.now() + kCallTimeout);
@@ -192,7 +177,7 @@ Task<void> HandoverWorkload::run_rank(HandoverWorkload* w, Round* round, std::ui
     ~Over() { over = true; }
   } over{rank.over};
   CO_TRY(auto session, co_await connect(w, node, rank.memory));
-  Close close(session);
+  CloseSession close(session);
   auto arena = client::Arena::over(*node, session->memory(), kWindowBytes, 64 * kKiB, session->unit_bytes());
   CO_TRY(auto run, co_await open(w, node, session, round->launch));
   const auto called = w->world_.now();
@@ -239,14 +224,14 @@ Task<void> HandoverWorkload::run_rank(HandoverWorkload* w, Round* round, std::ui
 
 Task<void> HandoverWorkload::open_newer(HandoverWorkload* w, std::uint32_t launch) {
   CO_TRY(auto session, co_await connect(w, &w->admin_, nullptr));
-  Close close(session);
+  CloseSession close(session);
   CO_CHECK_OK(co_await open(w, &w->admin_, session, launch));
   co_return {};
 }
 
 Task<client::AttemptReport> HandoverWorkload::ended(HandoverWorkload* w, OwnerId owner) {
   CO_TRY(auto session, co_await connect(w, &w->admin_, nullptr));
-  Close close(session);
+  CloseSession close(session);
   const auto until = w->world_.now() + kEnds;
   for (;;) {
     auto report = co_await client::attempt_status(session, kBucket, kRun, owner, 5s, w->admin_.now() + kCallTimeout);
@@ -264,7 +249,7 @@ Task<void> HandoverWorkload::read(HandoverWorkload* w, const Round* round) {
     return round->trouble == Trouble::kScribble && error.code == Errc::kDataLoss;
   };
   CO_TRY(auto session, co_await connect(w, &w->admin_, nullptr));
-  Close close(session);
+  CloseSession close(session);
   const auto asked = w->world_.now();
   auto opened = co_await client::StepReader::open(session, kBucket, kRun, round->step(), kCallTimeout);
   if (!opened) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 
@@ -35,6 +36,11 @@ class Prng final : public rt::Random {
   std::uint64_t between(std::uint64_t low, std::uint64_t high) { return low + below(high - low + 1); }
   rt::Duration between(rt::Duration low, rt::Duration high) {
     return low + rt::Duration(static_cast<std::int64_t>(below(static_cast<std::uint64_t>((high - low).count()) + 1)));
+  }
+  /// Evenly on a logarithmic scale: moments that matter lie close together at the start.
+  rt::Duration log_between(rt::Duration low, rt::Duration high) {
+    const auto steps = 64 - static_cast<unsigned>(__builtin_clzll(static_cast<std::uint64_t>(high / low)));
+    return between(low, std::min(high, low * (std::int64_t{1} << below(steps + 1))));
   }
   bool chance(double probability) {
     if (probability <= 0) return false;  // no draw: a fault that is off costs nothing

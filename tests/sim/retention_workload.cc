@@ -16,6 +16,7 @@
 #include "tests/sim/net.h"
 #include "tests/sim/payload.h"
 #include "tests/sim/prng.h"
+#include "tests/sim/sessions.h"
 #include "tests/sim/workload.h"
 
 // Retention, removal and garbage while somebody reads (P8).
@@ -29,7 +30,6 @@ using Time = rt::TimePoint;
 
 constexpr const char* kBucket = "sim";
 constexpr const char* kRun = "run";
-constexpr rt::Duration kCallTimeout = 20s;
 constexpr rt::Duration kTtl = 6s;     // of readers
 constexpr rt::Duration kSkew = 50ms;  // between what a reader and the daemon take for its time-to-live
 constexpr rt::Duration kSafetyPhase = 30min;
@@ -224,24 +224,12 @@ class RetentionWorkload {
 
  private:
   using Session = std::shared_ptr<client::Session>;
-  /// Closes the session with the frame that holds it.
-  struct Close {
-    Session session;
-    explicit Close(Session s) : session(std::move(s)) {}
-    Close(const Close&) = delete;
-    ~Close() { session->close(); }
-  };
-
   void broken(const std::string& promise, const std::string& what) {
     violations_.push_back(promise + ": " + what);
     if (world_.tracing()) world_.trace("checker", "BROKEN " + violations_.back());
   }
   void trace(Node& node, const std::string& line) {
     if (world_.tracing()) world_.trace(node.name(), line);
-  }
-  rt::Duration log_time(rt::Duration low, rt::Duration high) {
-    const auto steps = 64 - static_cast<unsigned>(__builtin_clzll(static_cast<std::uint64_t>(high / low)));
-    return draw_.between(low, std::min(high, low * (std::int64_t{1} << draw_.below(steps + 1))));
   }
   std::optional<std::uint64_t> some_step() {
     const auto numbers = model_.numbers();
@@ -255,7 +243,7 @@ class RetentionWorkload {
       broken("P8", what + ": step " + std::to_string(step) + " is gone, though it is " + why);
   }
 
-  static Task<Session> connect(RetentionWorkload* w, Node* node);
+  static Task<Session> connect(RetentionWorkload* w, Node* node) { return sim::connect(node, *w->daemon_, {}); }
   static Task<void> train(RetentionWorkload* w);
   static Task<void> save(RetentionWorkload* w, Session session, client::Arena* arena, client::OpenedRun run,
                          std::uint64_t step, Tag tag, bool overwrite);
@@ -299,24 +287,13 @@ class RetentionWorkload {
   WorkloadResult result_;
 };
 
-Task<RetentionWorkload::Session> RetentionWorkload::connect(RetentionWorkload* w, Node* node) {
-  client::SessionOptions options;
-  options.servers = {w->daemon_->address()};
-  options.name = node->name();
-  for (;;) {
-    auto session = co_await client::Session::connect(node->runtime(), options, node->now() + kCallTimeout);
-    if (session) co_return std::move(*session);
-    co_await node->sleep(200ms);
-  }
-}
-
 // ---- The training job: one rank, several launches
 
 Task<void> RetentionWorkload::train(RetentionWorkload* w) {
   auto* node = &w->trainer_;
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 64 * kKiB, session->unit_bytes()));
   for (std::uint32_t left = w->swarm_.launches; left > 0; --left) {
     client::OpenRunRequest request{
@@ -336,7 +313,7 @@ Task<void> RetentionWorkload::train(RetentionWorkload* w) {
     }
     // What it was told to resume from must be there, however long the job takes to begin.
     if (opened->resume) {
-      co_await node->sleep(w->log_time(1ms, 8s));
+      co_await node->sleep(w->draw_.log_between(1ms, 8s));
       const auto step = *opened->resume;
       auto reader = co_await client::StepReader::open(session, kBucket, kRun, step, kCallTimeout);
       if (!reader && reader.error().code == Errc::kNotFound && !w->model_.removable_by_hand(step))
@@ -345,7 +322,7 @@ Task<void> RetentionWorkload::train(RetentionWorkload* w) {
     }
     auto last = opened->resume.value_or(0);
     for (auto saves = draw.chance(0.5) ? 1 : draw.between(1, 6); saves > 0; --saves) {
-      co_await node->sleep(w->log_time(5ms, 8s));
+      co_await node->sleep(w->draw_.log_between(5ms, 8s));
       const bool overwrite = draw.chance(0.2);
       auto step = last + draw.between(1, 3);
       if (overwrite) step = w->some_step().value_or(step);
@@ -444,9 +421,9 @@ Task<void> RetentionWorkload::administer(RetentionWorkload* w) {
   auto* node = &w->admin_;
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   for (;;) {
-    co_await node->sleep(w->log_time(5ms, 3s));
+    co_await node->sleep(w->draw_.log_between(5ms, 3s));
     const auto dice = draw.below(20);
     const auto step = w->some_step();
     if (dice < 8 || !step) {
@@ -530,7 +507,7 @@ Task<void> RetentionWorkload::read_one(RetentionWorkload* w, Node* node, Session
       if (*got != blob_of(step, tag, i)) w->broken("P3", what + ": wrong bytes in " + blob_name(i));
     }
     ++w->result_.restores;
-    if (!last) co_await node->sleep(std::min<rt::Duration>(until - node->now(), w->log_time(50ms, 2s)));
+    if (!last) co_await node->sleep(std::min<rt::Duration>(until - node->now(), w->draw_.log_between(50ms, 2s)));
   }
   co_return {};
 }
@@ -538,14 +515,14 @@ Task<void> RetentionWorkload::read_one(RetentionWorkload* w, Node* node, Session
 Task<void> RetentionWorkload::read(RetentionWorkload* w, Node* node) {
   auto& draw = w->draw_;
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   for (;;) {
-    co_await node->sleep(w->log_time(5ms, 2s));
+    co_await node->sleep(w->draw_.log_between(5ms, 2s));
     const auto wanted = draw.chance(0.3) ? std::nullopt : w->some_step();
-    auto hold = w->log_time(1ms, 3 * kTtl);
+    auto hold = w->draw_.log_between(1ms, 3 * kTtl);
     if (w->swarm_.pauses && draw.chance(0.2)) {
       // Its network stands still while it holds the step, sometimes for longer than the daemon waits.
-      const auto from = w->world_.now() + w->log_time(1ms, 1s);
+      const auto from = w->world_.now() + w->draw_.log_between(1ms, 1s);
       const auto until = from + draw.between(kTtl / 2, 5 * kTtl / 2);
       hold = std::max<rt::Duration>(hold, until - w->world_.now() + kTtl / 2);
       w->world_.at(from, [w, node, until] {
@@ -562,10 +539,10 @@ Task<void> RetentionWorkload::read(RetentionWorkload* w, Node* node) {
 Task<void> RetentionWorkload::break_things(RetentionWorkload* w) {
   auto& draw = w->draw_;
   for (std::uint32_t left = w->swarm_.kills; left > 0; --left) {
-    co_await w->director_.sleep(w->log_time(100ms, 20s));
+    co_await w->director_.sleep(w->draw_.log_between(100ms, 20s));
     if (!w->daemon_->node().alive()) continue;
     w->daemon_->kill(w->swarm_.power_loss && draw.chance(0.7) ? Death::kPowerLoss : Death::kProcess, draw.chance(0.3),
-                     w->log_time(10ms, 3s));
+                     w->draw_.log_between(10ms, 3s));
   }
   co_return {};
 }
@@ -574,7 +551,7 @@ Task<void> RetentionWorkload::break_things(RetentionWorkload* w) {
 Task<void> RetentionWorkload::read_back(RetentionWorkload* w) {
   auto* node = &w->admin_;
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   const auto asked = w->world_.now();
   CO_TRY(const auto page,
          co_await client::list_steps(session, kBucket, kRun, std::nullopt, 1000, node->now() + kCallTimeout));
@@ -618,7 +595,7 @@ void RetentionWorkload::check_end() {
   }
   auto set = world_.run(admin_, [](RetentionWorkload* w) -> Task<void> {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     for (int tries = 0;; ++tries) {
       auto done = co_await set_policy(w, session, {.last = 2, .every = 4});
       if (done || tries == 5) co_return done;
@@ -643,7 +620,7 @@ WorkloadResult RetentionWorkload::run() {
   wait([&] { return daemon_->ready(); }, 1min);
   auto made = world_.run(admin_, [](RetentionWorkload* w) -> Task<void> {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     client::BucketSummary bucket;
     bucket.name = kBucket;
     CO_CHECK_OK(co_await client::create_bucket(session, std::move(bucket), w->admin_.now() + kCallTimeout));

@@ -17,6 +17,7 @@
 #include "tests/sim/daemon.h"
 #include "tests/sim/net.h"
 #include "tests/sim/prng.h"
+#include "tests/sim/sessions.h"
 #include "tests/sim/workload.h"
 
 namespace cairn::sim {
@@ -25,7 +26,6 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr const char* kBucket = "b";
-constexpr rt::Duration kCallTimeout = 20s;
 constexpr rt::Duration kPassMax = 30min;  // virtual
 
 std::string bytes_of_object(std::uint64_t version, std::uint64_t size) {
@@ -37,13 +37,6 @@ std::string bytes_of_object(std::uint64_t version, std::uint64_t size) {
   }
   return out;
 }
-
-struct Close {
-  std::shared_ptr<client::Session> session;
-  explicit Close(std::shared_ptr<client::Session> s) : session(std::move(s)) {}
-  Close(const Close&) = delete;
-  ~Close() { session->close(); }
-};
 
 /// A copy as it lies on the disk: which of its blocks are bad.
 struct Copy {
@@ -93,20 +86,10 @@ class ScrubWorkload {
   Result<T> admin(Task<T> task) {
     return world_.run(admin_, std::move(task), 10min);
   }
-  static Task<Session> connect(ScrubWorkload* w, Node* node) {
-    client::SessionOptions options;
-    options.servers = {w->daemon_->address()};
-    options.name = node->name();
-    for (;;) {
-      auto session = co_await client::Session::connect(node->runtime(), options, node->now() + kCallTimeout);
-      if (session || (session.error().code != Errc::kUnavailable && session.error().code != Errc::kDeadline))
-        co_return std::move(session);
-      co_await node->sleep(200ms);
-    }
-  }
+  static Task<Session> connect(ScrubWorkload* w, Node* node) { return sim::connect(node, *w->daemon_, {}); }
   static Task<void> make_bucket(ScrubWorkload* w, std::uint32_t copies) {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     client::BucketSummary bucket;
     bucket.name = kBucket;
     bucket.copies = copies;
@@ -117,7 +100,7 @@ class ScrubWorkload {
   static Task<void> churn(ScrubWorkload* w);
   static Task<std::string> ask(ScrubWorkload* w, wire::Method method, std::string request) {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     CO_TRY(auto reply, co_await session->plain_call(method, std::move(request), w->admin_.now() + kCallTimeout));
     co_return std::move(reply.message);
   }
@@ -153,7 +136,7 @@ Task<void> ScrubWorkload::put(ScrubWorkload* w, Node* node, std::string key) {
   const auto version = ++w->next_;
   const auto size = w->draw_.between(1, w->draw_.chance(0.3) ? 400'000 : 50'000);
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 128 * kKiB, session->unit_bytes()));
   client::ChunkWriter::Options options;
   options.timeout = kCallTimeout;
@@ -178,7 +161,7 @@ Task<void> ScrubWorkload::churn(ScrubWorkload* w) {
     w->objects_.erase(key);
     auto session = co_await connect(w, &w->client_);
     if (!session) continue;
-    Close close(*session);
+    CloseSession close(*session);
     (void)co_await client::remove_object(*session, kBucket, key, std::nullopt, w->client_.now() + kCallTimeout);
   }
 }
@@ -342,7 +325,7 @@ void ScrubWorkload::check(const Copies& before, bool quiet, bool killed) {
 /// What has a good copy of every block is read, to the byte.
 Task<void> ScrubWorkload::read_all(ScrubWorkload* w) {
   CO_TRY(auto session, co_await connect(w, &w->admin_));
-  Close close(session);
+  CloseSession close(session);
   const auto copies = w->look();
   for (const auto& [key, object] : w->objects_) {
     if (!object.certain) continue;

@@ -18,6 +18,7 @@
 #include "tests/sim/daemon.h"
 #include "tests/sim/net.h"
 #include "tests/sim/prng.h"
+#include "tests/sim/sessions.h"
 #include "tests/sim/workload.h"
 
 namespace cairn::sim {
@@ -27,7 +28,6 @@ using namespace std::chrono_literals;
 
 constexpr const char* kBucket = "space";
 constexpr const char* kRun = "run";
-constexpr rt::Duration kCallTimeout = 20s;
 constexpr rt::Duration kCycle = 30min;    // virtual; one cycle must end within
 constexpr rt::Duration kCalm = 20min;     // and its space be back within
 constexpr std::uint64_t kBallast = kMiB;  // of SimDaemon
@@ -41,13 +41,6 @@ std::string bytes_of_step(std::uint64_t step, std::uint32_t rank, std::uint64_t 
   }
   return out;
 }
-
-struct Close {
-  std::shared_ptr<client::Session> session;
-  explicit Close(std::shared_ptr<client::Session> s) : session(std::move(s)) {}
-  Close(const Close&) = delete;
-  ~Close() { session->close(); }
-};
 
 /// What one rank, or the putter of an object, was told.
 struct Told {
@@ -119,17 +112,7 @@ class SpaceWorkload {
   Result<T> admin(Task<T> task) {
     return world_.run(admin_, std::move(task), 10min);
   }
-  static Task<Session> connect(SpaceWorkload* w, Node* node) {
-    client::SessionOptions options;
-    options.servers = {w->daemon_->address()};
-    options.name = node->name();
-    for (;;) {
-      auto session = co_await client::Session::connect(node->runtime(), options, node->now() + kCallTimeout);
-      if (session || (session.error().code != Errc::kUnavailable && session.error().code != Errc::kDeadline))
-        co_return std::move(session);
-      co_await node->sleep(200ms);
-    }
-  }
+  static Task<Session> connect(SpaceWorkload* w, Node* node) { return sim::connect(node, *w->daemon_, {}); }
 
   static Task<void> save_rank(SpaceWorkload* w, std::shared_ptr<Cycle> cycle, std::uint32_t rank);
   static Task<void> put(SpaceWorkload* w, std::shared_ptr<Cycle> cycle);
@@ -146,12 +129,12 @@ class SpaceWorkload {
   }
   static Task<client::BucketSummary> show(SpaceWorkload* w) {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     co_return co_await client::show_bucket(session, kBucket, w->admin_.now() + kCallTimeout);
   }
   static Task<void> set_quota(SpaceWorkload* w, std::uint64_t bytes) {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     CO_CHECK_OK(co_await client::set_bucket(session, kBucket, {.quota_bytes = bytes}, w->admin_.now() + kCallTimeout));
     co_return {};
   }
@@ -196,7 +179,7 @@ Task<void> SpaceWorkload::save_rank(SpaceWorkload* w, std::shared_ptr<Cycle> cyc
   } ended{told};
   told.error = Error{Errc::kUnavailable, "nothing was heard"};
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 128 * kKiB, session->unit_bytes()));
   auto run = co_await client::open_run(
       session, {.bucket = kBucket, .run = kRun, .launch = {"job", cycle->number}, .resume = {}, .discard_after = false},
@@ -239,7 +222,7 @@ Task<void> SpaceWorkload::put(SpaceWorkload* w, std::shared_ptr<Cycle> cycle) {
   } ended{told};
   told.error = Error{Errc::kUnavailable, "nothing was heard"};
   CO_TRY(auto session, co_await connect(w, node));
-  Close close(session);
+  CloseSession close(session);
   CO_TRY(auto arena, client::Arena::create(*node, 1 * kMiB, 128 * kKiB, session->unit_bytes()));
   client::ChunkWriter::Options options;
   options.timeout = kCallTimeout;
@@ -268,7 +251,7 @@ Task<void> SpaceWorkload::put(SpaceWorkload* w, std::shared_ptr<Cycle> cycle) {
 
 Task<void> SpaceWorkload::look(SpaceWorkload* w) {
   CO_TRY(auto session, co_await connect(w, &w->admin_));
-  Close close(session);
+  CloseSession close(session);
   const auto soon = w->admin_.now() + kCallTimeout;
   w->owners_.clear();
   w->listed_bytes_ = 0;
@@ -289,7 +272,7 @@ Task<void> SpaceWorkload::look(SpaceWorkload* w) {
 
 Task<void> SpaceWorkload::read_kept(SpaceWorkload* w) {
   CO_TRY(auto session, co_await connect(w, &w->admin_));
-  Close close(session);
+  CloseSession close(session);
   CO_TRY(auto reader, co_await client::StepReader::open(session, kBucket, kRun, 1, kCallTimeout));
   CO_TRY(auto contents, co_await reader->find({}));
   if (contents.blobs.size() != 1) co_return fail(Errc::kFailed, "its blob is missing");
@@ -301,7 +284,7 @@ Task<void> SpaceWorkload::read_kept(SpaceWorkload* w) {
 
 Task<void> SpaceWorkload::remove_all_but_kept(SpaceWorkload* w) {
   CO_TRY(auto session, co_await connect(w, &w->admin_));
-  Close close(session);
+  CloseSession close(session);
   CO_CHECK_OK(co_await client::remove_steps_after(session, kBucket, kRun, 1, kCallTimeout, {}));
   CO_TRY(const auto objects, co_await client::list_objects(session, kBucket, {}, w->admin_.now() + kCallTimeout));
   for (const auto& object : objects.objects)
@@ -411,7 +394,7 @@ WorkloadResult SpaceWorkload::run() {
   wait([&] { return daemon_->ready(); }, 1min);
   auto made = admin([](SpaceWorkload* w) -> Task<void> {
     CO_TRY(auto session, co_await connect(w, &w->admin_));
-    Close close(session);
+    CloseSession close(session);
     client::BucketSummary bucket;
     bucket.name = kBucket;
     CO_CHECK_OK(co_await client::create_bucket(session, std::move(bucket), w->admin_.now() + kCallTimeout));

@@ -60,10 +60,6 @@ class TargetsWorkload {
     violations_.push_back(promise + ": " + what);
     if (world_.tracing()) world_.trace("checker", "BROKEN " + violations_.back());
   }
-  rt::Duration log_time(rt::Duration low, rt::Duration high) {
-    const auto steps = 64 - static_cast<unsigned>(__builtin_clzll(static_cast<std::uint64_t>(high / low)));
-    return draw_.between(low, std::min(high, low * (std::int64_t{1} << draw_.below(steps + 1))));
-  }
   static HomeGroup group_of(std::uint64_t key) { return static_cast<HomeGroup>(key % 2 == 0 ? 0 : 200); }
 
   void add_directory();
@@ -370,9 +366,9 @@ WorkloadResult TargetsWorkload::run() {
     if (draw_.chance(0.5)) {
       // The end comes close to a failure.
       world_.run_until(failed, world_.now() + 2s);
-      world_.run_until(quiet, world_.now() + log_time(5us, 300ms));
+      world_.run_until(quiet, world_.now() + draw_.log_between(5us, 300ms));
     } else {
-      world_.run_until(quiet, world_.now() + log_time(100us, 3s));
+      world_.run_until(quiet, world_.now() + draw_.log_between(100us, 3s));
     }
     kill();
     if (violations_.empty() && draw_.chance(0.3)) lose_one();

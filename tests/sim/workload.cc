@@ -20,6 +20,7 @@
 #include "tests/sim/job.h"
 #include "tests/sim/memory.h"
 #include "tests/sim/net.h"
+#include "tests/sim/sessions.h"
 #include "tests/sim/swarm.h"
 
 namespace cairn::sim {
@@ -31,7 +32,6 @@ using client::AttemptPhase;
 using Time = rt::TimePoint;
 
 constexpr const char* kBucket = "sim";
-constexpr rt::Duration kCallTimeout = 20s;    // what clients are given
 constexpr rt::Duration kCallSlack = 40s;      // a call that has not ended then never will
 constexpr rt::Duration kSafetyPhase = 60min;  // virtual; a rank that never joins is waited for ten minutes
 constexpr rt::Duration kHealedSave = 150s;    // a new launch's save must be committed within, once all is well
@@ -137,11 +137,6 @@ class Workload {
 
   // ---- Drawing
 
-  /// Between low and high, evenly on a logarithmic scale: moments that matter lie close together at the start.
-  rt::Duration log_time(rt::Duration low, rt::Duration high) {
-    const auto steps = 64 - static_cast<unsigned>(__builtin_clzll(static_cast<std::uint64_t>(high / low)));
-    return draw_.between(low, std::min(high, low * (std::int64_t{1} << draw_.below(steps + 1))));
-  }
   Launch& make_launch(Job& job, bool healing);
 
   // ---- Actors
@@ -233,13 +228,6 @@ class Workload {
 // ---- Ranks
 
 /// A session lives in its own background work until it is closed: also when the frame that holds it is destroyed.
-struct CloseSession {
-  std::shared_ptr<client::Session> session;
-  explicit CloseSession(std::shared_ptr<client::Session> s) : session(std::move(s)) {}
-  CloseSession(const CloseSession&) = delete;
-  ~CloseSession() { session->close(); }
-};
-
 constexpr std::size_t kWindowBytes = 256 * kKiB, kArenaBytes = 1 * kMiB;
 
 /// Over the memory that the session shares, if it does.
@@ -678,7 +666,7 @@ Launch& Workload::make_launch(Job& job, bool healing) {
   for (std::uint32_t i = 1; i <= saves; ++i) {
     Operation op;
     op.number = i;
-    op.before = healing ? rt::Duration(0) : log_time(10us, 500ms);
+    op.before = healing ? rt::Duration(0) : draw_.log_between(10us, 500ms);
     if (!healing) {
       op.overwrite = draw_.chance(0.2);
       op.explicit_commit = draw_.chance(0.2);
@@ -726,11 +714,11 @@ Task<void> Workload::drive_job(Workload* w, Job* job) {
     w->start(launch);
     auto over = [&] { return launch.running == 0; };
     if (w->swarm_.zombies && draw.chance(0.5)) {
-      co_await loop.sleep(w->log_time(100us, 3s));
+      co_await loop.sleep(w->draw_.log_between(100us, 3s));
       continue;  // the next launch opens the run while this one goes on
     }
     if (w->swarm_.rank_kills && draw.chance(0.7)) {
-      co_await loop.sleep(w->log_time(200us, 3s));
+      co_await loop.sleep(w->draw_.log_between(200us, 3s));
       const bool all = draw.chance(0.6);
       const auto first = draw.below(launch.world_size);
       for (std::uint32_t k = 0; k < launch.world_size; ++k) {
@@ -738,9 +726,9 @@ Task<void> Workload::drive_job(Workload* w, Job* job) {
         if (node->alive() && (all || k == 0)) node->kill(Death::kProcess, w->swarm_.silent_death && draw.chance(0.5));
       }
     } else if (w->swarm_.pauses && draw.chance(0.5)) {
-      co_await loop.sleep(w->log_time(200us, 1s));
+      co_await loop.sleep(w->draw_.log_between(200us, 1s));
       const auto& host = launch.nodes[draw.below(launch.world_size)]->host();
-      const auto until = w->world_.now() + w->log_time(100ms, 60s);
+      const auto until = w->world_.now() + w->draw_.log_between(100ms, 60s);
       w->world_.net().clog(host, w->daemon_->node().host(), until);
       w->world_.net().clog(w->daemon_->node().host(), host, until);
     }
@@ -756,7 +744,7 @@ Task<void> Workload::drive_daemon(Workload* w) {
   for (std::uint32_t i = 0; i < w->swarm_.daemon_kills; ++i) {
     const auto death = w->swarm_.power_loss && draw.chance(0.8) ? Death::kPowerLoss : Death::kProcess;
     if (draw.chance(0.4)) {
-      co_await loop.sleep(w->log_time(100us, 5s));
+      co_await loop.sleep(w->draw_.log_between(100us, 5s));
     } else {
       // At the n-th operation of the disk or the index from now: in the middle of what it does.
       auto count = [&] {
@@ -769,10 +757,10 @@ Task<void> Workload::drive_daemon(Workload* w) {
     if (!w->daemon_->node().alive() || w->daemon_->refused()) continue;
     const bool silent = w->swarm_.silent_death && draw.chance(0.5);
     if (w->swarm_.index_older && i + 1 == w->swarm_.daemon_kills) {
-      w->daemon_->kill(death, silent, w->log_time(10ms, 3s));
+      w->daemon_->kill(death, silent, w->draw_.log_between(10ms, 3s));
       w->daemon_->index().come_back_older(draw.between(1, 3));
     } else {
-      w->daemon_->kill(death, silent, w->log_time(10ms, 3s));
+      w->daemon_->kill(death, silent, w->draw_.log_between(10ms, 3s));
       if (w->options_.directories) w->strike();
     }
   }
@@ -802,13 +790,13 @@ Task<void> Workload::drive_disk(Workload* w) {
   auto& loop = w->director_;
   auto& draw = w->draw_;
   auto rot = w->swarm_.rot;
-  auto next_rot = w->world_.now() + w->log_time(1ms, 2s);
+  auto next_rot = w->world_.now() + w->draw_.log_between(1ms, 2s);
   bool small = w->swarm_.small_disk;
   for (;;) {
     co_await loop.sleep(10ms);
     if (rot > 0 && w->world_.now() >= next_rot) {
       if (w->daemon_->disk().rot()) --rot;
-      next_rot = w->world_.now() + w->log_time(1ms, 2s);
+      next_rot = w->world_.now() + w->draw_.log_between(1ms, 2s);
     }
     if (small && w->daemon_->ready()) {
       small = false;
@@ -828,7 +816,7 @@ Task<void> Workload::administer(Workload* w) {
   CO_TRY(auto session, co_await connect(w, node));
   CloseSession close(session);
   for (int operation = 0; !w->healed_; ++operation) {
-    co_await node->sleep(w->log_time(5ms, 3s) * (1 + operation / 20));
+    co_await node->sleep(w->draw_.log_between(5ms, 3s) * (1 + operation / 20));
     auto& job = *w->jobs_[draw.below(w->jobs_.size())];
     auto& history = job.history;
     const auto steps = history.steps();
@@ -970,7 +958,7 @@ Task<void> Workload::use_objects(Workload* w) {
   CO_TRY(auto arena, make_arena(*node, *session));
   for (int operation = 0;; ++operation) {
     // Busy at first, then ever less: a run that waits long for something else stays cheap.
-    co_await node->sleep(w->log_time(1ms, 1s) * (1 + operation / 20));
+    co_await node->sleep(w->draw_.log_between(1ms, 1s) * (1 + operation / 20));
     const auto key = draw.below(kObjectKeys);
     const auto dice = draw.below(10);
     if (dice < 5) {
