@@ -247,6 +247,14 @@ Result<std::string> Fixture::read(ChunkId id, std::uint32_t offset, std::uint32_
   return answered.bytes;
 }
 
+double Fixture::metric(const std::string& series) const {
+  const auto text = daemon->metrics({});
+  const auto at = text.find("\n" + series + " ");
+  INFO(series);
+  REQUIRE(at != text.npos);
+  return std::stod(text.substr(at + series.size() + 2));
+}
+
 std::uint64_t Fixture::records(std::string_view prefix) {
   std::uint64_t count = 0;
   for (HomeGroup group = 0; group < kHomeGroups; ++group)

@@ -94,6 +94,8 @@ class Fixture {
   Result<std::string> read(ChunkId id, std::uint32_t offset, std::uint32_t size);
   bool has(ChunkId id) { return run(target->chunks().find(id)).value().has_value(); }
   std::uint64_t records(std::string_view prefix);
+  /// What /metrics says of `series`: a name, with its labels if it has any.
+  double metric(const std::string& series) const;
   wire::Stamp stamp_of(bool home, std::uint32_t group) const;
 
   Result<OwnerId> begin_object(const std::string& bucket, const std::string& key, bool if_absent = false);

@@ -76,12 +76,6 @@ struct HandoverFixture : RunFixture {
     connection_open.reset();
     process.open.reset();
   }
-  std::uint64_t metric(const std::string& name) const {
-    const auto text = daemon->metrics({});
-    const auto at = text.find("\n" + name + " ");
-    REQUIRE(at != std::string::npos);
-    return std::stoull(text.substr(at + name.size() + 2));
-  }
   bool kept_nothing() const { return metric("cairn_handovers") == 0 && metric("cairn_handovers_memory_bytes") == 0; }
 };
 

@@ -104,12 +104,10 @@ struct ScrubFixture : Fixture {
     }
     return out;
   }
-  double metric(const std::string& name, std::size_t directory = 0) {
-    const auto text = daemon->metrics({});
-    const auto label = name + "{target=\"" + targets->all()[directory].target->uuid().text();
-    const auto at = text.find(label);
-    REQUIRE(at != text.npos);
-    return std::stod(text.substr(text.find("} ", at) + 2));
+  double metric(const std::string& name, std::size_t directory = 0) const {
+    const auto& entry = targets->all()[directory];
+    return Fixture::metric(name + "{target=\"" + entry.target->uuid().text() + "\",directory=\"" + entry.directory +
+                           "\"}");
   }
 };
 

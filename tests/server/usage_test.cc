@@ -74,12 +74,6 @@ struct UsageFixture : RunFixture {
     if (!reply) return fail(reply.error());
     return OwnerId::from_bytes(reply->owner());
   }
-  std::uint64_t metric(const std::string& name) {
-    const auto text = daemon->metrics({});
-    const auto at = text.find("\n" + name + " ");
-    REQUIRE(at != text.npos);
-    return std::stoull(text.substr(at + name.size() + 2));
-  }
 
   struct Sum {
     std::uint64_t bytes = 0, objects = 0, steps = 0;
