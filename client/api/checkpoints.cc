@@ -72,20 +72,32 @@ const std::string& Run::name() const {
   return impl_->name;
 }
 
-Future<Save> Run::begin_save_async(SaveOptions options) {
+Future<Save> Run::save_async(SaveOptions options, bool wait) {
   auto run = impl_;
-  auto begun = run->client->async<std::shared_ptr<client::SaveAttempt>>([run, options] {
+  auto started = run->client->async<std::shared_ptr<client::SaveAttempt>>([run, options, wait] {
     const auto& tuning = run->client->options_;
-    return client::SaveAttempt::begin(run->client->session_, *run->client->arena_, run->opened,
-                                      {options.step, options.rank, options.world_size, options.overwrite,
-                                       options.explicit_commit, options.declared_bytes},
-                                      {tuning.chunks_in_flight, tuning.arena_wait, tuning.timeout});
+    auto attempt = client::SaveAttempt::start(run->client->session_, *run->client->arena_, run->opened,
+                                              {options.step, options.rank, options.world_size, options.overwrite,
+                                               options.explicit_commit, options.declared_bytes},
+                                              {tuning.chunks_in_flight, tuning.arena_wait, tuning.timeout});
+    return [](std::shared_ptr<client::SaveAttempt> self, bool waits) -> Task<std::shared_ptr<client::SaveAttempt>> {
+      if (waits) CO_CHECK_OK(co_await self->begun());
+      co_return self;
+    }(std::move(attempt), wait);
   });
-  return convert<Save>(begun, [run, options](std::shared_ptr<client::SaveAttempt> attempt) -> Result<Save> {
+  return convert<Save>(started, [run, options](std::shared_ptr<client::SaveAttempt> attempt) -> Result<Save> {
     Save save;
     save.impl_ = std::make_shared<SaveImpl>(SaveImpl{run->client, std::move(attempt), options.rank});
     return save;
   });
+}
+Future<Save> Run::begin_save_async(SaveOptions options) {
+  return save_async(options, true);
+}
+Result<Save> Run::start_save(SaveOptions options) {
+  if (impl_->client->on_loop_thread())
+    return fail(Errc::kInvalid, "start_save inside a callback: use begin_save_async");
+  return save_async(options, false).get();
 }
 Result<Save> Run::begin_save(SaveOptions options) {
   if (impl_->client->on_loop_thread())
@@ -202,7 +214,16 @@ Result<void> Save::abort(std::string reason) {
       [save = impl_, reason] { return save->attempt->abort(reason, save->client->deadline()); });
 }
 std::string Save::attempt() const {
-  return impl_->attempt->owner().hex();
+  // In a callback there is no waiting, and mostly no need to.
+  if (impl_->client->on_loop_thread()) return impl_->attempt->has_begun() ? impl_->attempt->owner().hex() : "";
+  return impl_->client
+      ->call<std::string>([save = impl_] {
+        return [](std::shared_ptr<client::SaveAttempt> attempt) -> Task<std::string> {
+          CO_CHECK_OK(co_await attempt->begun());
+          co_return attempt->owner().hex();
+        }(save->attempt);
+      })
+      .value_or("");
 }
 
 // ---- Step, Restore ----

@@ -21,7 +21,6 @@ struct CopyPass {
   std::span<const std::byte> from;
   std::vector<rt::MutableBuffer> units;  // of the chunk; held until the pass is over
   std::size_t unit_bytes = 0;
-  ChunkId id;
   std::uint32_t at = 0;  // in the chunk
   std::uint32_t block_crc = 0, plain_crc = 0;
   std::vector<std::uint32_t> ended;  // CRCs of blocks filled up
@@ -32,7 +31,7 @@ struct CopyPass {
       const auto in_unit = at % unit_bytes;
       const auto size =
           std::min({from.size(), static_cast<std::size_t>(kBlockBytes - at % kBlockBytes), unit_bytes - in_unit});
-      if (at % kBlockBytes == 0) block_crc = block_seed(id, static_cast<std::uint32_t>(at / kBlockBytes));
+      if (at % kBlockBytes == 0) block_crc = 0;
       const auto to = units[unit].bytes.subspan(in_unit, size);
       const auto before = block_crc;
       block_crc = copy_with_crc32c(to, from.first(size), before);
@@ -47,7 +46,7 @@ struct CopyPass {
 
 }  // namespace
 
-ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, Options options)
+ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, std::optional<OwnerId> owner, Options options)
     : session_(std::move(session)),
       arena_(arena),
       owner_(owner),
@@ -57,23 +56,65 @@ ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId
       sent_(session_->runtime().loop),
       sending_(session_->runtime().loop) {}
 
-Task<void> ChunkWriter::open_chunk() {
-  // Memory comes last: whoever waits for it holds no unsent chunk, and what is in flight frees some.
+void ChunkWriter::start(OwnerId owner, std::vector<DataGroup> groups) {
+  assert(!owner_);
+  owner_ = owner;
+  options_.groups = std::move(groups);
+  early_.resize(next_index_);
+  auto waiting = std::exchange(ownerless_, {});
+  const auto begin = [this](Chunk& chunk) -> Result<void> {
+    chunk.id.owner = *owner_;
+    CHECK_OK(choose_group(chunk));
+    early_[chunk.id.index] = chunk.group;
+    return {};
+  };
+  for (auto& chunk : waiting) {
+    auto sent = begin(chunk);
+    if (sent) sent = dispatch(std::move(chunk));
+    if (!sent) return stop(std::move(sent).error());
+  }
+  if (chunk_)
+    if (auto begun = begin(*chunk_); !begun) stop(std::move(begun).error());
+}
+
+void ChunkWriter::stop(Error why) {
+  if (!failure_) failure_ = std::move(why);
+  ownerless_.clear();
+  sent_.notify_all();
+}
+
+void ChunkWriter::place(std::vector<format::Extent>& extents) const {
+  assert(owner_);
+  for (auto& extent : extents) {
+    if (extent.chunk.index >= early_.size()) continue;
+    extent.chunk.owner = *owner_;
+    extent.group = early_[extent.chunk.index];
+  }
+}
+
+Result<void> ChunkWriter::choose_group(Chunk& chunk) {
   // Writers begin at different groups, and each goes round: all disks share the load. A few chunks at a time, so that
   // what belongs together stays in few runs.
   constexpr std::uint32_t kChunksInARow = 4;
-  CO_TRY(auto group, session_->choose_data_group(options_.groups, writer_ % 1024 + next_index_ / kChunksInARow));
+  TRY(chunk.group, session_->choose_data_group(options_.groups, writer_ % 1024 + chunk.id.index / kChunksInARow));
+  if (std::find(groups_.begin(), groups_.end(), chunk.group) == groups_.end()) groups_.push_back(chunk.group);
+  return {};
+}
+
+Task<void> ChunkWriter::open_chunk() {
+  // Memory comes first: whoever waits for it holds no unsent chunk but those that wait for their owner, and what is in
+  // flight frees some.
   std::uint64_t size = arena_.chunk_bytes();
   if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
   CO_TRY(auto units, co_await arena_.take(size));
   if (failure_) co_return fail(*failure_);
   auto chunk = std::make_unique<Chunk>();
-  chunk->id = {.owner = owner_, .writer = writer_, .index = next_index_++};
-  chunk->group = group;
+  chunk->id = {.owner = owner_.value_or(OwnerId()), .writer = writer_, .index = next_index_};
+  if (owner_) CO_CHECK_OK(choose_group(*chunk));
+  ++next_index_;
   chunk->capacity =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(units.size() * arena_.unit_bytes(), arena_.chunk_bytes()));
   chunk->units = std::move(units);
-  if (std::find(groups_.begin(), groups_.end(), group) == groups_.end()) groups_.push_back(group);
   chunk_ = std::move(chunk);
   co_return {};
 }
@@ -83,7 +124,6 @@ Task<std::uint32_t> ChunkWriter::copy(std::span<const std::byte> from, std::uint
   pass->from = from;
   pass->units = chunk_->units;
   pass->unit_bytes = arena_.unit_bytes();
-  pass->id = chunk_->id;
   pass->at = chunk_->length;
   pass->block_crc = chunk_->block_crc;
   pass->plain_crc = crc;
@@ -129,12 +169,18 @@ Task<void> ChunkWriter::cut() {
   auto chunk = std::move(chunk_);
   if (!chunk) co_return {};
   if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
-  CO_TRY(auto parcel, pack(std::move(*chunk)));
+  if (owner_) co_return dispatch(std::move(*chunk));
+  ownerless_.push_back(std::move(*chunk));
+  co_return {};
+}
+
+Result<void> ChunkWriter::dispatch(Chunk chunk) {
+  TRY(auto parcel, pack(std::move(chunk)));
   sending_.spawn(send(std::move(parcel)), [this](Result<void> sent) {
     if (!sent && !failure_) failure_ = std::move(sent).error();
     sent_.notify_all();
   });
-  co_return {};
+  return {};
 }
 
 Result<ChunkWriter::Parcel> ChunkWriter::pack(Chunk chunk) {
@@ -143,7 +189,9 @@ Result<ChunkWriter::Parcel> ChunkWriter::pack(Chunk chunk) {
   wire::to_wire(chunk.id, *put.mutable_id());
   put.set_length(chunk.length);
   std::string crcs;
-  for (auto crc : chunk.block_crcs) {
+  for (std::uint32_t block = 0; block < chunk.block_crcs.size(); ++block) {
+    const auto bytes = std::min<std::uint64_t>(kBlockBytes, chunk.length - std::uint64_t{block} * kBlockBytes);
+    const auto crc = crc32c_join(block_seed(chunk.id, block), chunk.block_crcs[block], bytes);
     put.add_block_crcs(crc);
     crcs.append(reinterpret_cast<const char*>(&crc), sizeof crc);
   }

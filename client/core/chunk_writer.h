@@ -19,7 +19,7 @@ class ExtentRun;
 namespace cairn::client {
 
 /// Packs bytes into chunks of one owner and sends them, several at once. Bytes are copied once, into the arena, with
-/// the block checksums computed in the same pass.
+/// the block checksums computed in the same pass. That may begin before the owner is known: chunks then wait for it.
 ///
 /// Threads:  the loop; the copy itself runs on the offload threads when it is large.
 /// Lifetime: destroying it drops what is not yet durable.
@@ -30,7 +30,14 @@ class ChunkWriter {
     rt::Duration timeout = std::chrono::seconds(60);  // for one chunk to become durable
     std::vector<DataGroup> groups;                    // where chunks may go, as the daemon says
   };
-  ChunkWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, Options options);
+  /// Without an owner nothing is sent until start().
+  ChunkWriter(std::shared_ptr<Session> session, Arena& arena, std::optional<OwnerId> owner, Options options);
+  /// Sends what waits for its owner. Once, and only when it was made without one.
+  void start(OwnerId owner, std::vector<DataGroup> groups);
+  /// No chunk is sent any more, and what comes after fails with this.
+  void stop(Error why);
+  /// Fills in what was not known when append() returned these: owner and group. After start().
+  void place(std::vector<format::Extent>& extents) const;
 
   struct Appended {
     std::vector<format::Extent> extents;
@@ -63,10 +70,12 @@ class ChunkWriter {
     DataGroup group = 0;
     std::vector<rt::MutableBuffer> units;
     std::uint32_t capacity = 0, length = 0;
-    std::uint32_t block_crc = 0;  // of the block being filled
-    std::vector<std::uint32_t> block_crcs;
+    std::uint32_t block_crc = 0;            // of the block being filled
+    std::vector<std::uint32_t> block_crcs;  // plain: the seed takes the owner
   };
   Task<void> open_chunk();
+  Result<void> choose_group(Chunk& chunk);
+  Result<void> dispatch(Chunk chunk);
   Task<std::uint32_t> copy(std::span<const std::byte> from, std::uint32_t crc);
   /// A chunk as it travels.
   struct Parcel {
@@ -80,12 +89,14 @@ class ChunkWriter {
 
   std::shared_ptr<Session> session_;
   Arena& arena_;
-  OwnerId owner_;
+  std::optional<OwnerId> owner_;
   Options options_;
   std::uint64_t writer_;
   std::uint32_t next_index_ = 0;
   std::optional<std::uint64_t> expected_;
   std::unique_ptr<Chunk> chunk_;  // being filled
+  std::vector<Chunk> ownerless_;  // full, but without owner
+  std::vector<DataGroup> early_;  // by index: the groups of chunks that were opened before start()
   std::vector<DataGroup> groups_;
   std::map<std::uint32_t, std::string> unacknowledged_;  // by index; empty: not in shared memory
   std::uint64_t bytes_ = 0;

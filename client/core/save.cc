@@ -109,35 +109,63 @@ HomeGroup SaveAttempt::home() const {
   return home_of(run_.bucket, run_.run);
 }
 
-Task<std::shared_ptr<SaveAttempt>> SaveAttempt::begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
-                                                      SaveRequest request, SaveTuning tuning) {
+std::shared_ptr<SaveAttempt> SaveAttempt::start(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
+                                                SaveRequest request, SaveTuning tuning) {
   auto self = std::shared_ptr<SaveAttempt>(new SaveAttempt(session, arena, std::move(run), request, tuning));
+  ChunkWriter::Options options{.chunks_in_flight = tuning.chunks_in_flight, .timeout = tuning.timeout, .groups = {}};
+  self->writer_ = std::make_unique<ChunkWriter>(session, arena, std::nullopt, std::move(options));
+  session->background().spawn([](std::shared_ptr<SaveAttempt> attempt) -> Task<void> {
+    auto reply = co_await attempt->ask_to_begin();
+    if (reply && !attempt->sealed_) {
+      attempt->writer_->start(attempt->owner_, groups_in(*reply));
+      const auto every = std::chrono::milliseconds(std::max(1u, reply->heartbeat_millis()));
+      attempt->session_->background().spawn(beat(attempt, attempt->session_, every));
+    } else {
+      // Whoever copies need not go on.
+      attempt->writer_->stop(reply ? Error{Errc::kExists, "sealed before"} : reply.error());
+    }
+    attempt->begun_ = reply ? Result<void>() : fail(std::move(reply).error());
+    attempt->changed_.notify_all();
+    co_return {};
+  }(self));
+  return self;
+}
+
+Task<wire::BeginReply> SaveAttempt::ask_to_begin() {
   wire::Begin begin;
-  name_run(begin, self->run_.bucket, self->run_.run);
-  begin.set_step(request.step);
-  begin.mutable_launch()->set_job(self->run_.launch.job);
-  begin.mutable_launch()->set_restart(self->run_.launch.restart);
-  begin.mutable_run_epoch()->set_loss(self->run_.run_epoch.loss);
-  begin.mutable_run_epoch()->set_count(self->run_.run_epoch.count);
-  begin.set_rank(request.rank);
-  begin.set_world_size(request.world_size);
-  begin.set_overwrite(request.overwrite);
-  begin.set_explicit_commit(request.explicit_commit);
-  begin.set_declared_bytes(request.declared_bytes);
-  auto sent = co_await session->record_call(wire::Method::kBegin, self->home(), wire::encode(begin), self->soon());
+  name_run(begin, run_.bucket, run_.run);
+  begin.set_step(request_.step);
+  begin.mutable_launch()->set_job(run_.launch.job);
+  begin.mutable_launch()->set_restart(run_.launch.restart);
+  begin.mutable_run_epoch()->set_loss(run_.run_epoch.loss);
+  begin.mutable_run_epoch()->set_count(run_.run_epoch.count);
+  begin.set_rank(request_.rank);
+  begin.set_world_size(request_.world_size);
+  begin.set_overwrite(request_.overwrite);
+  begin.set_explicit_commit(request_.explicit_commit);
+  begin.set_declared_bytes(request_.declared_bytes);
+  auto sent = co_await session_->record_call(wire::Method::kBegin, home(), wire::encode(begin), soon());
   if (!sent)
-    co_return fail(std::move(sent).error().with(self->run_.bucket + "/" + self->run_.run + " step " +
-                                                std::to_string(request.step) + " rank " +
-                                                std::to_string(request.rank)));
+    co_return fail(std::move(sent).error().with(run_.bucket + "/" + run_.run + " step " +
+                                                std::to_string(request_.step) + " rank " +
+                                                std::to_string(request_.rank)));
   wire::BeginReply reply;
   CO_CHECK_OK(wire::decode(sent->message, reply, "begin reply"));
-  CO_TRY(self->owner_, OwnerId::from_bytes(reply.owner()));
-  self->sealed_ = reply.sealed();
-  ChunkWriter::Options options{
-      .chunks_in_flight = tuning.chunks_in_flight, .timeout = tuning.timeout, .groups = groups_in(reply)};
-  self->writer_ = std::make_unique<ChunkWriter>(session, arena, self->owner_, std::move(options));
-  const auto every = std::chrono::milliseconds(std::max(1u, reply.heartbeat_millis()));
-  session->background().spawn(beat(self, session, every));
+  CO_TRY(owner_, OwnerId::from_bytes(reply.owner()));
+  sealed_ = reply.sealed();
+  co_return std::move(reply);
+}
+
+Task<void> SaveAttempt::begun() {
+  auto self = shared_from_this();
+  while (!begun_) co_await changed_.wait();
+  co_return *begun_;
+}
+
+Task<std::shared_ptr<SaveAttempt>> SaveAttempt::begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
+                                                      SaveRequest request, SaveTuning tuning) {
+  auto self = start(std::move(session), arena, std::move(run), request, tuning);
+  CO_CHECK_OK(co_await self->begun());
   co_return self;
 }
 
@@ -262,13 +290,20 @@ Task<void> SaveAttempt::copy_items(bool last) {
   }
 }
 
+void SaveAttempt::place_items() {
+  for (auto& shard : contents_.shards) writer_->place(shard.extents);
+  for (auto& blob : contents_.blobs) writer_->place(blob.extents);
+}
+
 Task<void> SaveAttempt::stage(bool last) {
   auto self = shared_from_this();
+  if (begun_) CO_CHECK_OK(*begun_);
   if (staged_) co_return fail(Errc::kInvalid, "stage: this save is staged already");
   if (!sealed_) {
     auto copied = co_await copy_items(last);
-    if (!copied) {
-      if (copied.error().code == Errc::kBusy) co_return fail(std::move(copied).error());
+    if (!copied && copied.error().code == Errc::kBusy) co_return fail(std::move(copied).error());
+    if (!copied || last) CO_CHECK_OK(co_await begun());
+    if (!copied && !sealed_) {
       copied = co_await explain(std::move(copied).error());
       // The chunks that did not arrive are part of this rank's save: it cannot succeed any more.
       end(fail(copied.error()));
@@ -286,6 +321,7 @@ Task<void> SaveAttempt::stage(bool last) {
     staged_ = true;
   }
   if (!sealed_ && !outcome_) {
+    place_items();
     // Insurance: whatever is wrong with it, or with the manifest, shows again behind.
     auto handed = co_await hand_over();
     survives_ = handed && *handed;
@@ -446,6 +482,7 @@ Task<SaveOutcome> SaveAttempt::outcome(rt::TimePoint deadline) {
 
 Task<void> SaveAttempt::commit(rt::TimePoint deadline) {
   auto self = shared_from_this();
+  CO_CHECK_OK(co_await rt::with_deadline(session_->runtime().loop, deadline, begun(), "wait for the begin"));
   wire::Commit commit;
   name_run(commit, run_.bucket, run_.run);
   commit.set_owner(std::string(owner_.view()));
@@ -474,6 +511,7 @@ Task<void> SaveAttempt::send_abort(Errc code, std::string reason, rt::TimePoint 
 
 Task<void> SaveAttempt::abort(std::string reason, rt::TimePoint deadline) {
   auto self = shared_from_this();
+  CO_CHECK_OK(co_await rt::with_deadline(session_->runtime().loop, deadline, begun(), "wait for the begin"));
   CO_CHECK_OK(co_await send_abort(Errc::kAttemptFailed, reason, deadline));
   end(fail(Errc::kCancelled, "aborted: " + reason));
   co_return {};

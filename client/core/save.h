@@ -15,8 +15,9 @@
 #include "storage/format/manifest.h"
 
 namespace cairn::wire {
+class BeginReply;
 class Seal;
-}
+}  // namespace cairn::wire
 
 namespace cairn::client {
 
@@ -78,6 +79,13 @@ Task<AttemptReport> attempt_status(std::shared_ptr<Session> session, std::string
 class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
  public:
   ~SaveAttempt();
+  /// Without waiting for the daemon: stage() copies meanwhile, and returns what the daemon refuses.
+  static std::shared_ptr<SaveAttempt> start(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
+                                            SaveRequest request, SaveTuning tuning);
+  /// The daemon has begun the attempt, or why not. errors: kFenced, kExists, kInvalid, kNoSpace, kUnavailable
+  Task<void> begun();
+  bool has_begun() const { return begun_ && *begun_; }
+  /// Both.
   static Task<std::shared_ptr<SaveAttempt>> begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
                                                   SaveRequest request, SaveTuning tuning);
 
@@ -92,7 +100,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
 
   /// Copies what was added into the arena. With `last`, nothing more is added: the rest goes on in the background.
   /// Not to be dropped half-way: the copy reads the caller's memory.
-  /// errors: kBusy  no room and wait_for_memory is off: nothing was copied, stage again later
+  /// errors: kBusy  no room and wait_for_memory is off: nothing was copied, stage again later;  those of begun()
   Task<void> stage(bool last);
   /// After stage(last): this rank's data and manifest are durable and sealed. From here on it may die.
   Task<void> sealed(rt::TimePoint deadline);
@@ -105,6 +113,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   /// With explicit_commit, on one rank: commits once all ranks have sealed.
   Task<void> commit(rt::TimePoint deadline);
   Task<void> abort(std::string reason, rt::TimePoint deadline);
+  /// Known once it has begun.
   const OwnerId& owner() const { return owner_; }
   const OpenedRun& run() const { return run_; }
 
@@ -115,7 +124,10 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
     std::span<const std::byte> bytes;
   };
   SaveAttempt(std::shared_ptr<Session> session, Arena& arena, OpenedRun run, SaveRequest request, SaveTuning tuning);
+  Task<wire::BeginReply> ask_to_begin();
   Task<void> copy_items(bool last);
+  /// Of what was copied ahead of begun().
+  void place_items();
   /// Encodes the manifest and sends its chunks; after that seal_ is complete.
   Task<void> store_manifest(std::string manifest);
   /// Gives the daemon all that it needs to finish this rank's part; false: it does not have it.
@@ -148,8 +160,9 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   bool survives_ = false;
   std::unique_ptr<wire::Seal> seal_;  // once the manifest is on its way
   std::uint64_t bytes_ = 0;
+  std::optional<Result<void>> begun_;
   std::optional<Result<SaveOutcome>> outcome_;
-  rt::Signal changed_;  // sealed_ or outcome_
+  rt::Signal changed_;  // begun_, sealed_ or outcome_
 };
 
 }  // namespace cairn::client

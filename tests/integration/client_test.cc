@@ -304,6 +304,75 @@ TEST_CASE("client: a newer launch fences the older one's begins, seals and commi
   REQUIRE(fresh->stage()->wait());
 }
 
+TEST_CASE("client: a started save copies before the daemon has answered, and commits like any other", "[integration]") {
+  Job job;
+  auto run = job.open();
+  const auto big = pattern((3u << 20) + 12'345, 1), small = pattern(100, 2), late = pattern(5u << 20, 3);
+  REQUIRE(kill(job.daemon.pid(), SIGSTOP) == 0);
+  auto save = run.start_save({.step = 1});
+  REQUIRE(save);
+  REQUIRE(save->add_tensor({.name = "big", .dtype = DType::u8, .global_shape = {big.size()}}, big));
+  REQUIRE(save->add_blob("small", small));
+  auto copied = big;
+  const auto part = save->stage_part();  // nobody answers yet
+  REQUIRE(kill(job.daemon.pid(), SIGCONT) == 0);
+  REQUIRE(part);
+  // In the middle of a chunk that was opened before the owner was known.
+  REQUIRE(save->add_tensor({.name = "late", .dtype = DType::u8, .global_shape = {late.size()}}, late));
+  auto ticket = save->stage();
+  REQUIRE(ticket);
+  REQUIRE(ticket->wait());
+  CHECK(job.client->status("b/run", save->attempt())->state == AttemptState::committed);
+  auto step = job.client->open_step("b/run");
+  REQUIRE(step);
+  std::vector<std::byte> out(big.size()), out_late(late.size());
+  auto restore = step->restore();
+  restore.want({.name = "big"}, out);
+  restore.want({.name = "late"}, out_late);
+  REQUIRE(restore.run());
+  CHECK(out == big);
+  CHECK(out_late == late);
+  CHECK(step->blob("small").value() == small);
+}
+
+TEST_CASE("client: a started save larger than the arena, what the begin refuses comes from stage, nothing is left",
+          "[integration]") {
+  Job job;
+  auto run = job.open();
+  const auto bytes = pattern(40u << 20, 9);
+  const auto start = [&](Run& from, std::uint64_t step) {
+    auto save = from.start_save({.step = step});
+    REQUIRE(save);
+    REQUIRE(save->add_tensor({.name = "w", .dtype = DType::u8, .global_shape = {bytes.size()}}, bytes));
+    return *save;
+  };
+  auto first = start(run, 1);
+  REQUIRE(first.stage()->wait());
+
+  auto again = start(run, 1);
+  auto staged = again.stage();
+  REQUIRE_FALSE(staged);
+  CHECK(staged.error().code == Errc::kExists);
+  CHECK(again.stage().error().code == Errc::kExists);
+  CHECK(again.stage_part().error().code == Errc::kExists);
+  CHECK(again.abort("no").error().code == Errc::kExists);
+  CHECK(again.attempt().empty());
+
+  auto given_up = start(run, 2);
+  REQUIRE(given_up.abort("changed my mind"));
+  {
+    auto dropped = start(run, 2);
+  }
+
+  auto newer = job.open("job", 1);
+  CHECK(start(run, 3).stage().error().code == Errc::kFenced);
+  // All of the arena is there again.
+  auto last = start(newer, 4);
+  REQUIRE(last.stage()->wait());
+  CHECK(newer.open_step()->info().step == 4);
+  REQUIRE(newer.open_step()->verify());
+}
+
 TEST_CASE("client: a silent rank fails the attempt for all, by name", "[integration]") {
   Job job({"--rank-silence", "1s"});
   auto run = job.open();

@@ -19,6 +19,7 @@ class TestDaemon {
   /// Starts again on the same data and the same port.
   void start();
   void kill9();
+  pid_t pid() const { return pid_; }
   /// SIGTERM; its exit status.
   int stop();
   const std::string& http() const { return http_; }  // HOST:PORT of /metrics

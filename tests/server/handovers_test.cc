@@ -151,6 +151,21 @@ TEST_CASE("handovers: a rank that hangs, or whose connection somebody holds open
   CHECK(f.final_status(owner).state() == State::COMMITTED);
 }
 
+TEST_CASE("handovers: the trainer does not wait for a change of records that is being flushed", "[server]") {
+  HandoverFixture f;
+  const auto launched = *f.open("a");
+  const auto owner = *f.begin(launched, 1, 0, {});
+  const auto called = f.world.now();
+  REQUIRE(f.begin(launched, 2, 0, {}));
+  const auto takes = f.world.now() - called;
+  // To the middle of the flush: a look at the records would wait for that.
+  const auto change = f.begin_call(Method::kBegin, f.begin_request(launched, 3, 0, {}));
+  f.wait(takes / 2);
+  HandoverFixture::Process rank;
+  REQUIRE(f.hand_over(rank, f.staged(rank, owner, 0, 1)));
+  CHECK_FALSE(change->has_value());
+}
+
 TEST_CASE("handovers: a plan without progress fails its save, for the silence of its rank", "[server]") {
   // Method: the only directory that has the chunks' group fails, which may heal, so it is tried again.
   HandoverFixture f({}, 2);

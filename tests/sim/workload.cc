@@ -353,27 +353,29 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
   tuning.timeout = kCallTimeout;
   const auto called = w->world_.now();
   history.begin_called(step, tag, {.overwrite = op->overwrite, .bad = op->flaw != Flaw::kNone}, called);
-  std::shared_ptr<client::SaveAttempt> attempt;
-  {
-    Call call(*w, node->name() + " begin_save");
-    auto begun = co_await client::SaveAttempt::begin(session, *arena, run, request, tuning);
-    if (!begun) {
-      const auto code = begun.error().code;
-      leave.harmless = certain_refusal(code);
-      if (w->world_.tracing()) w->world_.trace(node->name(), "begin: " + begun.error().message);
-      if (code != Errc::kFenced) co_return true;
+  const auto attempt = client::SaveAttempt::start(session, *arena, run, request, tuning);
+  // Every other rank copies before it knows its owner.
+  const bool copies_ahead = (step + rank) % 2 == 0;
+  const auto has_begun = [&](Result<void> begun) {
+    if (begun) {
+      history.begin_answered(step, tag, attempt->owner().hex(), called, w->world_.now());
+      state.attempts.insert(attempt->owner().hex());
+      return true;
+    }
+    leave.harmless = certain_refusal(begun.error().code);
+    if (w->world_.tracing()) w->world_.trace(node->name(), "begin: " + begun.error().message);
+    if (begun.error().code == Errc::kFenced) {
       ++w->result_.fenced;
       if (launch->number == launch->job->launches.back()->number && w->daemon_->loss() == 0)
         w->broken("P7", node->name() + " is fenced though no newer launch exists: " + begun.error().message);
-      co_return false;
     }
-    attempt = std::move(*begun);
+    return false;
+  };
+  if (!copies_ahead) {
+    Call call(*w, node->name() + " begin_save");
+    const auto begun = co_await attempt->begun();
+    if (!has_begun(begun)) co_return begun.error().code != Errc::kFenced;
   }
-  const auto owner = attempt->owner();
-  history.begin_answered(step, tag, owner.hex(), called, w->world_.now());
-  state.attempts.insert(owner.hex());
-
-  if (op->reuses_id) CO_CHECK_OK(co_await reuse_id(w, node, session, owner));
 
   std::vector<std::vector<std::byte>> memory;
   auto add = [&](const TensorSpec& tensor, format::Box box, std::optional<format::Holder> holder) -> Result<void> {
@@ -419,6 +421,14 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
   if (launch->world_size > 1)
     CO_CHECK_OK(attempt->add_token("data", op->flaw == Flaw::kTokens ? std::to_string(rank) : "position"));
 
+  if (copies_ahead) {
+    Call call(*w, node->name() + " stage ahead", 5 * kCallTimeout + kCallSlack);
+    (void)co_await attempt->stage(false);
+    const auto begun = co_await attempt->begun();
+    if (!has_begun(begun)) co_return begun.error().code != Errc::kFenced;
+  }
+  const auto owner = attempt->owner();
+  if (op->reuses_id) CO_CHECK_OK(co_await reuse_id(w, node, session, owner));
   {
     Call call(*w, node->name() + " stage", 5 * kCallTimeout + kCallSlack);
     (void)co_await attempt->stage(true);  // a failure is the outcome, too

@@ -65,6 +65,7 @@ class Save {
   /// Copies everything added into the arena, with checksums in the same pass, and returns; sending, sealing and (at the
   /// last seal of all ranks) committing go on in the background.
   /// errors: kBusy  the arena is full and arena_wait is off (nothing is lost: try again);  kDeadline
+  ///         those of Run::begin_save, after start_save
   Result<Ticket> stage();
   Future<Ticket> stage_async();
   /// Copies what was added so far into the arena; more can be added, and stage() completes and seals.
@@ -74,7 +75,7 @@ class Save {
   Future<SaveResult> commit_async();
   /// Fails the attempt for all ranks, with this rank's name and `reason`.
   Result<void> abort(std::string reason);
-  /// Names the attempt for Client::status.
+  /// Names the attempt for Client::status. After start_save() it waits for the begin; empty if that was refused.
   std::string attempt() const;
 
  private:
@@ -130,6 +131,9 @@ class Run {
   ///         kInvalid  another world size than the attempt's;  kNoSpace  would not fit
   Result<Save> begin_save(SaveOptions options);
   Future<Save> begin_save_async(SaveOptions options);
+  /// The same without waiting for the daemon: add and stage() at once, and the copy hides the time that the begin
+  /// takes. What begin_save() would have returned, stage() does then, and nothing is saved.
+  Result<Save> start_save(SaveOptions options);
   Result<Step> open_step(std::optional<std::uint64_t> step = {});
   /// open_step(step)->restore().
   Result<Restore> restore(std::optional<std::uint64_t> step = {});
@@ -137,6 +141,7 @@ class Run {
 
  private:
   friend class Client;
+  Future<Save> save_async(SaveOptions options, bool wait);
   std::shared_ptr<struct RunImpl> impl_;
 };
 
