@@ -172,7 +172,7 @@ struct ChunkService::Ahead {
   Ahead(rt::Loop& loop, PieceRead p, rt::Semaphore::Lease l) : piece(std::move(p)), lease(std::move(l)), done(loop) {}
   PieceRead piece;
   rt::Semaphore::Lease lease;
-  rt::OneShot<Result<Buffer>> done;
+  rt::OneShot<Result<storage::CheckedBytes>> done;
   bool shared = false;  // its blocks come from those that readers share
 };
 
@@ -257,8 +257,12 @@ Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahea
   const auto& piece = ahead->piece;
   auto read = co_await chunks_.read(group, piece.id, piece.begin, piece.end - piece.begin);
   if (!read) {
-    if (read.error().code == Errc::kNotFound) read = co_await absent(piece.id, std::move(read).error().message);
-    ahead->done.setter().set(std::move(read));
+    auto error = std::move(read).error();
+    if (error.code == Errc::kNotFound) {
+      auto why = co_await absent(piece.id, std::move(error).message);
+      error = std::move(why).error();
+    }
+    ahead->done.setter().set(fail(std::move(error)));
     co_return {};
   }
   // The turn goes back together with the memory that it stands for.
@@ -266,13 +270,14 @@ Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahea
     Buffer bytes;
     rt::Semaphore::Lease lease;
   };
-  auto held = std::make_shared<Held>(Held{*std::move(read), std::move(ahead->lease)});
-  const auto view = held->bytes.bytes();
-  ahead->done.setter().set(Buffer(std::move(held), view));
+  const auto view = read->bytes.bytes();
+  auto held = std::make_shared<Held>(Held{std::move(read->bytes), std::move(ahead->lease)});
+  read->bytes = Buffer(std::move(held), view);
+  ahead->done.setter().set(std::move(read));
   co_return {};
 }
 
-Task<Buffer> ChunkService::absent(ChunkId id, std::string message) {
+Task<void> ChunkService::absent(ChunkId id, std::string message) {
   CO_TRY(const auto named, co_await owners_.named(id.owner));
   // A chunk that is not there although a record names its owner is damage, unless that has been removed meanwhile.
   if (named) co_return fail(Errc::kDataLoss, std::move(message));
@@ -346,17 +351,17 @@ Task<void> ChunkService::add_shared(std::shared_ptr<rpc::ServerCall> call, Frame
 }
 
 Task<void> ChunkService::add_read(std::shared_ptr<rpc::ServerCall> call, Frame& frame, std::shared_ptr<Ahead> read) {
-  CO_TRY(const auto bytes, co_await read->done);
+  CO_TRY(const auto checked, co_await read->done);
   for (PartWalk walk(read->piece); !walk.done();) {
     if (frame.room() == 0) CO_CHECK_OK(co_await frame.send(*call));
     auto size = std::min(walk.left(), frame.room());
     const auto at = walk.at() - read->piece.begin;
     if (walk.left() >= kCopyBelow) {
-      frame.add(bytes.slice(at, size));
+      frame.add(checked.bytes.slice(at, size));
     } else {
       if (frame.copy_room() == 0) CO_CHECK_OK(co_await frame.make_copy_room(*call));
       size = std::min(size, frame.copy_room());
-      frame.copy(bytes.bytes().subspan(at, size));
+      frame.copy(checked.bytes.bytes().subspan(at, size));
     }
     walk.take(size);
   }

@@ -89,7 +89,7 @@ class ChunkService {
   /// Bytes [at, at + size) of the client's memory, which may be null. errors: kInvalid
   Result<rt::MutableBuffer> shared_part(std::shared_ptr<rt::SharedMemory> memory, std::uint64_t at, std::uint64_t size);
   /// Always an error: why a chunk is not there.
-  Task<Buffer> absent(ChunkId id, std::string message);
+  Task<void> absent(ChunkId id, std::string message);
 
   rt::Runtime runtime_;
   Chunks& chunks_;
