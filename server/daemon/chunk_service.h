@@ -58,7 +58,7 @@ class ChunkService {
   /// What can be said of such a chunk without looking at its bytes. errors: kInvalid
   Result<ChunkId> check_shared(const rt::SharedMemory& memory, const wire::PutChunk& request) const;
 
-  /// Sends the ranges' bytes, verified against the stored CRCs, with CRCs of what it sends.
+  /// Sends the ranges' bytes, verified against the stored CRCs, in frames with a CRC each.
   /// errors: kInvalid   limits, ranges outside their chunk
   ///         kDataLoss  names chunk and block; also a chunk that is absent although its owner lives
   ///         kDeleted   a chunk whose owner has been removed
