@@ -151,9 +151,9 @@ Task<void> Bench::write_stream(storage::ChunkStore& chunks, rt::Loop& loop, cons
 
 Task<void> Bench::read_unit(storage::ChunkStore& chunks, ChunkId id, std::uint32_t offset, std::span<std::byte> into,
                             bool keep) {
-  CO_TRY(const auto bytes, co_await chunks.read(id, offset, static_cast<std::uint32_t>(into.size())));
+  CO_TRY(const auto read, co_await chunks.read(id, offset, static_cast<std::uint32_t>(into.size())));
   // The engine's work ends with verified bytes in its own memory; a copy of them would measure the copy.
-  if (keep) std::memcpy(into.data(), bytes.bytes().data(), into.size());
+  if (keep) std::memcpy(into.data(), read.bytes.bytes().data(), into.size());
   co_return {};
 }
 

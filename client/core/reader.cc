@@ -17,8 +17,8 @@ namespace {
 /// Shorter ones are not worth a place each: the network's side would be handed one piece of memory a row.
 constexpr std::uint64_t kRunBytesMin = 1 * kKiB;
 
-/// Places the reply's bytes by the request's scatter list and checks their CRCs where they lie. Short runs are checked
-/// in a buffer of its own and copied.
+/// Places the reply's bytes by the request's scatter list and checks each frame's CRC where they lie. Short runs are
+/// checked in a buffer of its own and copied.
 class ScatterSink : public rpc::Sink {
  public:
   /// `moved` counts the bytes of all frames, of other tries too.
@@ -36,9 +36,6 @@ class ScatterSink : public rpc::Sink {
                                        ", expected " + std::to_string(static_cast<std::uint32_t>(received_)));
     if (payload_bytes > request_.bytes - received_)
       return fail(Errc::kProtocol, "reply of more than the " + std::to_string(request_.bytes) + " bytes asked for");
-    if (static_cast<std::uint64_t>(header.crcs_size()) != round_up(payload_bytes, kBlockBytes) / kBlockBytes)
-      return fail(Errc::kProtocol, "reply data with " + std::to_string(header.crcs_size()) + " checksums for " +
-                                       std::to_string(payload_bytes) + " bytes");
     received_ += payload_bytes;
     moved_ += wire::FrameHeader::kBytes + message.size() + payload_bytes;
     placed_.clear();
@@ -63,25 +60,10 @@ class ScatterSink : public rpc::Sink {
     wire::DataHeader header;
     CHECK_OK(wire::decode(message, header, "data header"));
     std::uint32_t crc = 0;
-    std::uint64_t in_block = 0;
-    int block = 0;
-    const auto check = [&]() -> Result<void> {
-      if (header.crcs(block++) != crc)
-        return fail(Errc::kDataLoss,
-                    "bytes changed on their way: CRC of reply block " + std::to_string(block - 1) + " differs");
-      crc = 0;
-      in_block = 0;
-      return {};
-    };
-    for (auto span : placed_)
-      while (!span.empty()) {
-        const auto piece = span.first(std::min<std::uint64_t>(span.size(), kBlockBytes - in_block));
-        crc = crc32c(piece, crc);
-        in_block += piece.size();
-        span = span.subspan(piece.size());
-        if (in_block == kBlockBytes) CHECK_OK(check());
-      }
-    if (in_block > 0) CHECK_OK(check());
+    for (const auto& span : placed_) crc = crc32c(span, crc);
+    if (crc != header.crc())
+      return fail(Errc::kDataLoss, "bytes changed since the daemon checked them: CRC of reply data at offset " +
+                                       std::to_string(header.offset()) + " differs");
     if (copies_)
       for (auto rest = std::span<const std::byte>(buffer_); !rest.empty();) {
         const auto to = next_.take(rest.size());

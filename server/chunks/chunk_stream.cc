@@ -46,7 +46,7 @@ Task<void> read_stored(Chunks& chunks, OwnerId owner, std::vector<StoredRun> run
       const auto piece = static_cast<std::uint32_t>(std::min<std::uint64_t>({size, length - at, unit - at % unit}));
       const ChunkId id{.owner = owner, .writer = run.writer, .index = run.first_index + number};
       CO_TRY(const auto read, co_await chunks.read(run.group, id, at, piece));
-      out += read.text();
+      out += read.bytes.text();
       offset += piece;
       size -= piece;
     }

@@ -172,11 +172,12 @@ struct ChunkService::Ahead {
   Ahead(rt::Loop& loop, PieceRead p, rt::Semaphore::Lease l) : piece(std::move(p)), lease(std::move(l)), done(loop) {}
   PieceRead piece;
   rt::Semaphore::Lease lease;
-  rt::OneShot<Result<Buffer>> done;
+  rt::OneShot<Result<storage::CheckedBytes>> done;
   bool shared = false;  // its blocks come from those that readers share
 };
 
-/// The data frame being put together: bytes that are copied into a unit of its own, and others as they lie.
+/// The data frame being put together: bytes that are copied into a unit of its own, and others as they lie. Its CRC
+/// grows with it.
 class ChunkService::Frame {
  public:
   explicit Frame(ChunkService& service) : service_(service) {}
@@ -198,14 +199,16 @@ class ChunkService::Frame {
     co_return {};
   }
   void copy(std::span<const std::byte> bytes) {
+    crc_ = crc32c(bytes, crc_);
     std::memcpy(unit_->memory.bytes.data() + filled_, bytes.data(), bytes.size());
     filled_ += bytes.size();
     size_ += static_cast<std::uint32_t>(bytes.size());
   }
-  void add(Buffer bytes) {
+  void add(const storage::CheckedBytes& from, std::uint32_t at, std::uint32_t size) {
     end_copy();
-    size_ += static_cast<std::uint32_t>(bytes.size());
-    payload_.push_back(std::move(bytes));
+    crc_ = from.crc_of(at, size, crc_);
+    payload_.push_back(from.bytes.slice(at, size));
+    size_ += size;
   }
   Task<void> send(rpc::ServerCall& call) {
     if (size_ == 0) co_return {};
@@ -213,22 +216,7 @@ class ChunkService::Frame {
     unit_.reset();
     wire::DataHeader header;
     header.set_offset(static_cast<std::uint32_t>(sent_));  // modulo 2^32
-    std::uint32_t crc = 0;
-    std::size_t in_block = 0;
-    for (const auto& piece : payload_) {
-      for (auto rest = piece.bytes(); !rest.empty();) {
-        const auto part = rest.first(std::min<std::size_t>(rest.size(), kBlockBytes - in_block));
-        crc = crc32c(part, crc);
-        rest = rest.subspan(part.size());
-        in_block += part.size();
-        if (in_block == kBlockBytes) {
-          header.add_crcs(crc);
-          crc = 0;
-          in_block = 0;
-        }
-      }
-    }
-    if (in_block > 0) header.add_crcs(crc);
+    header.set_crc(std::exchange(crc_, 0));
     sent_ += std::exchange(size_, 0);
     co_return co_await call.send_data(wire::encode(header), std::exchange(payload_, {}));
   }
@@ -249,16 +237,20 @@ class ChunkService::Frame {
   std::vector<Buffer> payload_;
   std::shared_ptr<Unit> unit_;
   std::size_t filled_ = 0, copied_ = 0;  // of the unit; what is between them is not yet in the payload
-  std::uint32_t size_ = 0;
-  std::uint64_t sent_ = 0;  // bytes of the frames before
+  std::uint32_t size_ = 0, crc_ = 0;     // of all so far
+  std::uint64_t sent_ = 0;               // bytes of the frames before
 };
 
 Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahead) {
   const auto& piece = ahead->piece;
   auto read = co_await chunks_.read(group, piece.id, piece.begin, piece.end - piece.begin);
   if (!read) {
-    if (read.error().code == Errc::kNotFound) read = co_await absent(piece.id, std::move(read).error().message);
-    ahead->done.setter().set(std::move(read));
+    auto error = std::move(read).error();
+    if (error.code == Errc::kNotFound) {
+      auto why = co_await absent(piece.id, std::move(error).message);
+      error = std::move(why).error();
+    }
+    ahead->done.setter().set(fail(std::move(error)));
     co_return {};
   }
   // The turn goes back together with the memory that it stands for.
@@ -266,13 +258,14 @@ Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahea
     Buffer bytes;
     rt::Semaphore::Lease lease;
   };
-  auto held = std::make_shared<Held>(Held{*std::move(read), std::move(ahead->lease)});
-  const auto view = held->bytes.bytes();
-  ahead->done.setter().set(Buffer(std::move(held), view));
+  const auto view = read->bytes.bytes();
+  auto held = std::make_shared<Held>(Held{std::move(read->bytes), std::move(ahead->lease)});
+  read->bytes = Buffer(std::move(held), view);
+  ahead->done.setter().set(std::move(read));
   co_return {};
 }
 
-Task<Buffer> ChunkService::absent(ChunkId id, std::string message) {
+Task<void> ChunkService::absent(ChunkId id, std::string message) {
   CO_TRY(const auto named, co_await owners_.named(id.owner));
   // A chunk that is not there although a record names its owner is damage, unless that has been removed meanwhile.
   if (named) co_return fail(Errc::kDataLoss, std::move(message));
@@ -346,17 +339,17 @@ Task<void> ChunkService::add_shared(std::shared_ptr<rpc::ServerCall> call, Frame
 }
 
 Task<void> ChunkService::add_read(std::shared_ptr<rpc::ServerCall> call, Frame& frame, std::shared_ptr<Ahead> read) {
-  CO_TRY(const auto bytes, co_await read->done);
+  CO_TRY(const auto checked, co_await read->done);
   for (PartWalk walk(read->piece); !walk.done();) {
     if (frame.room() == 0) CO_CHECK_OK(co_await frame.send(*call));
     auto size = std::min(walk.left(), frame.room());
     const auto at = walk.at() - read->piece.begin;
     if (walk.left() >= kCopyBelow) {
-      frame.add(bytes.slice(at, size));
+      frame.add(checked, at, size);
     } else {
       if (frame.copy_room() == 0) CO_CHECK_OK(co_await frame.make_copy_room(*call));
       size = std::min(size, frame.copy_room());
-      frame.copy(bytes.bytes().subspan(at, size));
+      frame.copy(checked.bytes.bytes().subspan(at, size));
     }
     walk.take(size);
   }

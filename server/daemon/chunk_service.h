@@ -58,7 +58,7 @@ class ChunkService {
   /// What can be said of such a chunk without looking at its bytes. errors: kInvalid
   Result<ChunkId> check_shared(const rt::SharedMemory& memory, const wire::PutChunk& request) const;
 
-  /// Sends the ranges' bytes, verified against the stored CRCs, with CRCs of what it sends.
+  /// Sends the ranges' bytes, verified against the stored CRCs, in frames with a CRC each.
   /// errors: kInvalid   limits, ranges outside their chunk
   ///         kDataLoss  names chunk and block; also a chunk that is absent although its owner lives
   ///         kDeleted   a chunk whose owner has been removed
@@ -89,7 +89,7 @@ class ChunkService {
   /// Bytes [at, at + size) of the client's memory, which may be null. errors: kInvalid
   Result<rt::MutableBuffer> shared_part(std::shared_ptr<rt::SharedMemory> memory, std::uint64_t at, std::uint64_t size);
   /// Always an error: why a chunk is not there.
-  Task<Buffer> absent(ChunkId id, std::string message);
+  Task<void> absent(ChunkId id, std::string message);
 
   rt::Runtime runtime_;
   Chunks& chunks_;

@@ -67,7 +67,7 @@ class Store final : public ChunkStore {
   Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> block_crcs,
                                       DataGroup group) override;
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
-  Task<Buffer> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
+  Task<CheckedBytes> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
   Task<std::uint32_t> read_into(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<std::optional<Entry>> entry(ChunkId id) override;
@@ -550,7 +550,7 @@ Failure Store::unreadable(Error why, ChunkId id, const Location& location, std::
   return fail(std::move(error));
 }
 
-Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
+Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
   Operation operation(*this);
   CO_CHECK_OK(check_open());
   // Before the look-up: an extent that it finds is not punched until this frame ends.
@@ -567,7 +567,13 @@ Task<Buffer> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
   const auto end = std::min<std::uint64_t>(round_up(std::uint64_t{offset} + size, kBlockBytes), location.length);
   CO_TRY(auto memory, co_await units_.acquire());
   CO_TRY(const auto filled, co_await read_blocks(id, *entry, begin, end, std::move(memory)));
-  co_return filled.slice(offset - begin, size);
+  const auto crcs = entry->crcs.begin();
+  co_return CheckedBytes{.bytes = filled.slice(offset - begin, size),
+                         .id = id,
+                         .offset = offset,
+                         .chunk_length = location.length,
+                         .block_crcs = {crcs + static_cast<std::ptrdiff_t>(begin / kBlockBytes),
+                                        crcs + static_cast<std::ptrdiff_t>(round_up(end, kBlockBytes) / kBlockBytes)}};
 }
 
 Task<std::uint32_t> Store::read_into(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) {

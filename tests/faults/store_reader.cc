@@ -182,7 +182,7 @@ class Store {
           if (out->first_damage.empty()) out->first_damage = piece.error().message;
           break;
         }
-        bytes += piece->text();
+        bytes += piece->bytes.text();
       }
       if (bytes.size() == chunk.length) out->values.emplace(name, std::move(bytes));
     }

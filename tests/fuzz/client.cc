@@ -89,7 +89,7 @@ class Daemon {
           wire::DataHeader header;
           header.set_offset(in_.number(2));
           const auto payload = in_.piece();
-          header.add_crcs(crc32c(payload));
+          header.set_crc(crc32c(payload));
           out += frame({.kind = FrameKind::kData, .call_id = call}, wire::encode(header), payload);
           break;
         }

@@ -120,7 +120,7 @@ class Copies {
         last = got.error();
         return std::string(name_of(got.error().code));
       }
-      out += got->text();
+      out += got->bytes.text();
     }
     return out == bytes_of(index) ? "right" : "wrong";
   }

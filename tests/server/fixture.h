@@ -32,7 +32,7 @@ inline constexpr std::size_t kTestUnitBytes = 128 * kKiB;
 /// What a test gets back from a call with data frames.
 struct Answered {
   Result<std::string> reply;
-  std::string bytes;  // of the data frames, their CRCs checked
+  std::string bytes;  // of the data frames, each one's CRC checked
   std::size_t frames = 0;
   rt::TimePoint at;  // when exchange_all() had it
 };

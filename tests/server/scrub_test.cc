@@ -51,7 +51,7 @@ struct ScrubFixture : Fixture {
     for (std::uint32_t at = 0; at < kBytes; at += kTestUnitBytes) {
       auto piece = run(chunks(directory).read(id, at, std::min<std::uint32_t>(kTestUnitBytes, kBytes - at)));
       if (!piece) return false;
-      out += piece->text();
+      out += piece->bytes.text();
     }
     return out == pattern(seed);
   }

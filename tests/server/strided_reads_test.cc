@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "proto/common/units.h"
 #include "storage/format/strided.h"
 #include "tests/server/fixture.h"
 
@@ -121,6 +122,32 @@ TEST_CASE("strided reads: any runs and ranges come back to the byte", "[server]"
     REQUIRE(answered.bytes == expected);
     if (round % 10 == 9) f.wait(3s);  // what is held goes
   }
+}
+
+TEST_CASE("reads: every frame has the CRC of its bytes, wherever parts, blocks, chunks and frames end", "[server]") {
+  Daemon::Options options;
+  options.chunks.frame_bytes = GENERATE(0U, 65'536U, 70'000U);
+  ReadsFixture f(options);
+  constexpr std::uint32_t kBlock = kBlockBytes, kShort = 50'000, kAll = 5 * kBlock + kShort;
+  const auto long_one = f.store(0, kAll), short_one = f.store(1, kShort), tiny = f.store(2, 3000);
+  const auto right = [&](const std::vector<std::pair<ChunkId, Ranges>>& wanted) {
+    auto request = f.request();
+    std::string expected;
+    for (const auto& [id, ranges] : wanted) f.want(request, expected, id, ranges);
+    return f.read(request).bytes == expected;  // it has checked the CRCs
+  };
+  CHECK(right({{long_one, {{0, 4 * kBlock}}}}));                         // aligned
+  CHECK(right({{long_one, {{kBlock, kBlock}, {3 * kBlock, kBlock}}}}));  // in any order of blocks
+  CHECK(right({{long_one, {{kBlock + 1, 3 * kBlock}}}}));                // unaligned at both ends
+  CHECK(right({{long_one, {{kBlock - 20'000, 2 * kBlock + 20'000}}}}));  // at the beginning
+  CHECK(right({{long_one, {{4 * kBlock, kBlock + kShort}}}}));           // a short last block
+  CHECK(right({{long_one, {{4 * kBlock, kBlock + kShort - 1}}}}));       // nearly all of it
+  CHECK(right({{short_one, {{0, kShort}}}, {long_one, {{0, kAll}}}}));   // blocks that begin inside a frame's 64 KiB
+  CHECK(right({{tiny, {{0, 3000}}}, {long_one, {{0, kAll}}}, {short_one, {{0, kShort}}}, {tiny, {{7, 1000}}}}));
+  Ranges small;
+  for (std::uint32_t at = 0; at + 900 < 2 * kBlock; at += 1000) small.emplace_back(at, 900);
+  small.emplace_back(2 * kBlock, 2 * kBlock);
+  CHECK(right({{long_one, small}, {long_one, small}}));
 }
 
 TEST_CASE("strided reads: readers that together want everything read every block once", "[server]") {

@@ -224,7 +224,7 @@ Task<Buffer> StorageWorkload::read_all(StorageWorkload* w, ChunkId id, std::uint
   for (std::uint32_t at = 0; at < length;) {
     const auto size = static_cast<std::uint32_t>(std::min<std::uint64_t>(kUnitBytes - at % kUnitBytes, length - at));
     CO_TRY(auto piece, co_await w->target_->chunks().read(id, at, size));
-    out += piece.text();
+    out += piece.bytes.text();
     at += size;
   }
   co_return Buffer::from(std::move(out));

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <set>
 
+#include "proto/common/checksum.h"
 #include "storage/chunk_store/layout.h"
 #include "storage/index/fields.h"
 #include "tests/storage/engine.h"
@@ -75,7 +76,8 @@ TEST_CASE("chunk_store: a read returns exactly the range, and refuses ranges tha
   for (auto [offset, size] : {std::pair{0u, 1u}, {65535u, 2u}, {131072u, 131072u}, {262144u, 37856u}, {299'999u, 1u}}) {
     auto read = range(offset, size);
     REQUIRE(read);
-    CHECK(read->text() == std::string_view(bytes).substr(offset, size));
+    CHECK(read->bytes.text() == std::string_view(bytes).substr(offset, size));
+    CHECK(read->crc_of(0, size) == crc32c(read->bytes.bytes()));
   }
   CHECK(code_of(range(0, 0)) == Errc::kInvalid);
   CHECK(code_of(range(300'000, 1)) == Errc::kInvalid);
@@ -278,7 +280,7 @@ TEST_CASE("chunk_store: a reader keeps its extent from being punched", "[storage
         for (int i = 0; i < 3; ++i) {
           auto read = co_await store.read(chunk(0), 0, 65536);
           if (read)
-            CHECK(read->text() == expected);
+            CHECK(read->bytes.text() == expected);
           else
             CHECK(read.error().code == Errc::kNotFound);
         }
@@ -316,7 +318,7 @@ TEST_CASE("chunk_store: a flipped bit is reported with chunk, block, segment and
   auto read = e.run(e.chunks().read(chunk(1), 65536, 65536));
   if (planted) {  // this check is what finds the planted bug
     REQUIRE(read);
-    CHECK(read->text() != std::string_view(bytes).substr(65536, 65536));
+    CHECK(read->bytes.text() != std::string_view(bytes).substr(65536, 65536));
     return;
   }
   REQUIRE(code_of(read) == Errc::kDataLoss);

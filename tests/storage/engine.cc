@@ -87,7 +87,7 @@ Task<std::string> get_chunk(ChunkStore& store, ChunkId id) {
     const auto size = std::min<std::size_t>(store.unit_bytes(), found->length - out.size());
     CO_TRY(auto bytes,
            co_await store.read(id, static_cast<std::uint32_t>(out.size()), static_cast<std::uint32_t>(size)));
-    out += bytes.text();
+    out += bytes.bytes.text();
   }
   co_return out;
 }

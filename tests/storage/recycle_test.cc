@@ -96,10 +96,10 @@ TEST_CASE("recycling: no segment is written again while one of its chunks is rea
   auto& image = e.sim().image;
   image.faults.slow = 1;
   image.faults.slow_by = std::chrono::seconds(20);
-  std::optional<Result<Buffer>> read;
+  std::optional<Result<CheckedBytes>> read;
   const auto reads = image.counts.reads;
   struct Reader {
-    static Task<void> run(ChunkStore& store, std::optional<Result<Buffer>>& out) {
+    static Task<void> run(ChunkStore& store, std::optional<Result<CheckedBytes>>& out) {
       out = co_await store.read(chunk(0), 0, kChunk);
       co_return {};
     }
@@ -118,7 +118,7 @@ TEST_CASE("recycling: no segment is written again while one of its chunks is rea
   if (planted)
     CHECK(read->error().code == Errc::kDataLoss);
   else
-    CHECK(read->value().text() == pattern(0, kChunk));
+    CHECK(read->value().bytes.text() == pattern(0, kChunk));
   // The reader is gone: now it may.
   settle(e);
   put_all(e, 12, 16);
