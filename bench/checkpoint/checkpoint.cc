@@ -149,8 +149,11 @@ class RankWork {
 
   std::string save(Store& store, std::uint64_t step, Report& report) const {
     if (saves_ == nullptr) return {};
-    auto save =
-        store.run->start_save({.step = step, .rank = rank_, .world_size = world_, .declared_bytes = saves_->bytes});
+    auto save = store.run->start_save({.step = step,
+                                       .rank = rank_,
+                                       .world_size = world_,
+                                       .declared_bytes = saves_->bytes,
+                                       .stage_first = options_.mode == "async"});
     if (!save) return save.error().message;
     for (const auto& part : saves_->parts) {
       auto added = save->add_tensor(

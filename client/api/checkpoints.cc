@@ -78,7 +78,7 @@ Future<Save> Run::save_async(SaveOptions options, bool wait) {
     const auto& tuning = run->client->options_;
     auto attempt = client::SaveAttempt::start(run->client->session_, *run->client->arena_, run->opened,
                                               {options.step, options.rank, options.world_size, options.overwrite,
-                                               options.explicit_commit, options.declared_bytes},
+                                               options.explicit_commit, options.declared_bytes, options.stage_first},
                                               {tuning.chunks_in_flight, tuning.arena_wait, tuning.timeout});
     return [](std::shared_ptr<client::SaveAttempt> self, bool waits) -> Task<std::shared_ptr<client::SaveAttempt>> {
       if (waits) CO_CHECK_OK(co_await self->begun());

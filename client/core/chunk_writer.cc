@@ -61,25 +61,27 @@ void ChunkWriter::start(OwnerId owner, std::vector<DataGroup> groups) {
   owner_ = owner;
   options_.groups = std::move(groups);
   early_.resize(next_index_);
-  auto waiting = std::exchange(ownerless_, {});
-  const auto begin = [this](Chunk& chunk) -> Result<void> {
+  const auto begin = [this](Chunk& chunk) {
     chunk.id.owner = *owner_;
-    CHECK_OK(choose_group(chunk));
+    if (auto chosen = choose_group(chunk); !chosen && !failure_) failure_ = std::move(chosen).error();
     early_[chunk.id.index] = chunk.group;
-    return {};
   };
-  for (auto& chunk : waiting) {
-    auto sent = begin(chunk);
-    if (sent) sent = dispatch(std::move(chunk));
-    if (!sent) return stop(std::move(sent).error());
-  }
-  if (chunk_)
-    if (auto begun = begin(*chunk_); !begun) stop(std::move(begun).error());
+  for (auto& chunk : waiting_) begin(chunk);
+  if (chunk_) begin(*chunk_);
+  if (failure_) return stop(*failure_);
+  if (!held_) release();
+}
+
+void ChunkWriter::release() {
+  held_ = false;
+  if (!owner_) return;
+  for (auto& chunk : std::exchange(waiting_, {}))
+    if (auto sent = dispatch(std::move(chunk)); !sent) return stop(std::move(sent).error());
 }
 
 void ChunkWriter::stop(Error why) {
   if (!failure_) failure_ = std::move(why);
-  ownerless_.clear();
+  waiting_.clear();
   sent_.notify_all();
 }
 
@@ -106,6 +108,7 @@ Task<void> ChunkWriter::open_chunk() {
   // flight frees some.
   std::uint64_t size = arena_.chunk_bytes();
   if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
+  if (held_ && arena_.free_bytes() < size) release();
   CO_TRY(auto units, co_await arena_.take(size));
   if (failure_) co_return fail(*failure_);
   auto chunk = std::make_unique<Chunk>();
@@ -169,8 +172,8 @@ Task<void> ChunkWriter::cut() {
   auto chunk = std::move(chunk_);
   if (!chunk) co_return {};
   if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
-  if (owner_) co_return dispatch(std::move(*chunk));
-  ownerless_.push_back(std::move(*chunk));
+  if (owner_ && !held_) co_return dispatch(std::move(*chunk));
+  waiting_.push_back(std::move(*chunk));
   co_return {};
 }
 

@@ -20,6 +20,7 @@ namespace cairn::client {
 
 /// Packs bytes into chunks of one owner and sends them, several at once. Bytes are copied once, into the arena, with
 /// the block checksums computed in the same pass. That may begin before the owner is known: chunks then wait for it.
+/// They can also be held back, so that the copy has processor and memory for itself.
 ///
 /// Threads:  the loop; the copy itself runs on the offload threads when it is large.
 /// Lifetime: destroying it drops what is not yet durable.
@@ -32,8 +33,11 @@ class ChunkWriter {
   };
   /// Without an owner nothing is sent until start().
   ChunkWriter(std::shared_ptr<Session> session, Arena& arena, std::optional<OwnerId> owner, Options options);
-  /// Sends what waits for its owner. Once, and only when it was made without one.
+  /// Tells the owner of what waits for it. Once, and only when it was made without one.
   void start(OwnerId owner, std::vector<DataGroup> groups);
+  /// Holds chunks back until release(), or until there is no memory left for another one.
+  void hold() { held_ = true; }
+  void release();
   /// No chunk is sent any more, and what comes after fails with this.
   void stop(Error why);
   /// Fills in what was not known when append() returned these: owner and group. After start().
@@ -95,7 +99,8 @@ class ChunkWriter {
   std::uint32_t next_index_ = 0;
   std::optional<std::uint64_t> expected_;
   std::unique_ptr<Chunk> chunk_;  // being filled
-  std::vector<Chunk> ownerless_;  // full, but without owner
+  bool held_ = false;
+  std::vector<Chunk> waiting_;    // full, but without owner, or held back
   std::vector<DataGroup> early_;  // by index: the groups of chunks that were opened before start()
   std::vector<DataGroup> groups_;
   std::map<std::uint32_t, std::string> unacknowledged_;  // by index; empty: not in shared memory

@@ -264,6 +264,7 @@ Task<void> SaveAttempt::copy_items(bool last) {
                                     std::to_string(arena_.free_bytes()) + " of " +
                                     std::to_string(arena_.total_bytes()) + " bytes free)");
   writer_->expect(total);
+  if (request_.stage_first && total + arena_.unit_bytes() <= arena_.free_bytes()) writer_->hold();
   // By index: more may be added while this waits for memory.
   for (std::size_t i = 0;; ++i) {
     Item item;
@@ -301,6 +302,7 @@ Task<void> SaveAttempt::stage(bool last) {
   if (staged_) co_return fail(Errc::kInvalid, "stage: this save is staged already");
   if (!sealed_) {
     auto copied = co_await copy_items(last);
+    writer_->release();
     if (!copied && copied.error().code == Errc::kBusy) co_return fail(std::move(copied).error());
     if (!copied || last) CO_CHECK_OK(co_await begun());
     if (!copied && !sealed_) {

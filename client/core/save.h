@@ -48,6 +48,7 @@ struct SaveRequest {
   std::uint32_t rank = 0, world_size = 1;
   bool overwrite = false, explicit_commit = false;
   std::uint64_t declared_bytes = 0;
+  bool stage_first = false;
 };
 struct SaveTuning {
   std::uint32_t chunks_in_flight = 4;

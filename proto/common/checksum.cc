@@ -78,26 +78,33 @@ class Shift {
   std::array<std::array<std::uint32_t, 256>, 4> table_{};
 };
 
-constexpr std::size_t kStreams = 4;
-constexpr std::size_t kStreamBytes = kBlockBytes / kStreams;
-constexpr Shift kOverStream(kStreamBytes), kOverBlock(kBlockBytes);
+constexpr Shift kOverBlock(kBlockBytes);
 
 #if defined(__x86_64__)
 /// One block in one pass: each word is loaded once, hashed and stored past the cache. The instruction that hashes takes
 /// three cycles but can begin every cycle, hence several streams.
+template <std::size_t kStreams>
 __attribute__((target("sse4.2"))) std::uint32_t copy_block(std::byte* to, const std::byte* from) {
+  constexpr std::size_t kStreamBytes = kBlockBytes / kStreams;
+  static constexpr Shift kOverStream(kStreamBytes);
   std::array<std::uint64_t, kStreams> crcs;
   crcs.fill(0xffffffffu);
-  constexpr std::size_t kWords = 8;  // of a cache line
-  for (std::size_t at = 0; at < kStreamBytes; at += kWords * sizeof(long long)) {
+  constexpr std::size_t kLineBytes = 64, kWords = kLineBytes / sizeof(__m128i);
+  constexpr std::size_t kAheadBytes = 1024;
+  for (std::size_t at = 0; at < kStreamBytes; at += kLineBytes) {
     for (std::size_t s = 0; s < kStreams; ++s) {
       const auto* source = from + s * kStreamBytes + at;
       auto* sink = to + s * kStreamBytes + at;
-      std::array<long long, kWords> words;
-      std::memcpy(words.data(), source, sizeof words);
-      for (const auto word : words) crcs[s] = _mm_crc32_u64(crcs[s], static_cast<unsigned long long>(word));
+      _mm_prefetch(reinterpret_cast<const char*>(source) + kAheadBytes, _MM_HINT_T0);
+      std::array<__m128i, kWords> words;
       for (std::size_t i = 0; i < kWords; ++i)
-        _mm_stream_si64(reinterpret_cast<long long*>(sink + i * sizeof(long long)), words[i]);
+        words[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i * sizeof(__m128i)));
+      for (const auto word : words) {
+        crcs[s] = _mm_crc32_u64(crcs[s], static_cast<unsigned long long>(_mm_cvtsi128_si64(word)));
+        crcs[s] = _mm_crc32_u64(crcs[s], static_cast<unsigned long long>(_mm_extract_epi64(word, 1)));
+      }
+      for (std::size_t i = 0; i < kWords; ++i)
+        _mm_stream_si128(reinterpret_cast<__m128i*>(sink + i * sizeof(__m128i)), words[i]);
     }
   }
   _mm_sfence();
@@ -105,17 +112,22 @@ __attribute__((target("sse4.2"))) std::uint32_t copy_block(std::byte* to, const 
   for (const auto one : crcs) crc = kOverStream(crc) ^ ~static_cast<std::uint32_t>(one);
   return crc;
 }
-bool has_copy_block() {
-  static const bool has = __builtin_cpu_supports("sse4.2");
-  return has;
+using CopyBlock = std::uint32_t (*)(std::byte* to, const std::byte* from);
+/// Null: there is none for this processor. Measured: four streams are best on Xeons (Ice Lake), but on an EPYC (Zen 3),
+/// which joins fewer stores past the cache at a time, five times slower than two.
+CopyBlock copy_block_here() {
+  static const CopyBlock best = !__builtin_cpu_supports("sse4.2") ? nullptr
+                                : __builtin_cpu_is("intel")       ? copy_block<4>
+                                                                  : copy_block<2>;
+  return best;
 }
+constexpr std::size_t kCopyBlockAlign = alignof(__m128i);
 #else
-std::uint32_t copy_block(std::byte*, const std::byte*) {
-  return 0;
+using CopyBlock = std::uint32_t (*)(std::byte* to, const std::byte* from);
+CopyBlock copy_block_here() {
+  return nullptr;
 }
-bool has_copy_block() {
-  return false;
-}
+constexpr std::size_t kCopyBlockAlign = 1;
 #endif
 
 }  // namespace
@@ -127,10 +139,11 @@ std::uint32_t crc32c_join(std::uint32_t a, std::uint32_t b, std::uint64_t bytes_
 // Of exactly what was copied, also when somebody writes to `from` meanwhile. Long copies go past the cache: their bytes
 // are not looked at again soon.
 std::uint32_t copy_with_crc32c(std::span<std::byte> to, std::span<const std::byte> from, std::uint32_t crc) {
+  const auto copy_block = copy_block_here();
   for (std::size_t done = 0; done < from.size();) {
     const auto size = std::min<std::size_t>(kBlockBytes, from.size() - done);
     auto* out = to.data() + done;
-    if (size == kBlockBytes && reinterpret_cast<std::uintptr_t>(out) % sizeof(long long) == 0 && has_copy_block()) {
+    if (size == kBlockBytes && copy_block && reinterpret_cast<std::uintptr_t>(out) % kCopyBlockAlign == 0) {
       crc = kOverBlock(crc) ^ copy_block(out, from.data() + done);
     } else {
       std::memcpy(out, from.data() + done, size);

@@ -373,6 +373,42 @@ TEST_CASE("client: a started save larger than the arena, what the begin refuses 
   REQUIRE(newer.open_step()->verify());
 }
 
+TEST_CASE("client: saves that are staged first share an arena too small for both, nobody waits for ever",
+          "[integration]") {
+  Job job;
+  auto run = job.open();
+  // Each fits when it begins to copy; together they do not. Begun or started, alone or not.
+  const auto bytes = pattern(11u << 20, 5);
+  for (std::uint64_t step = 1; step <= 6; ++step) {
+    const std::uint32_t ranks = step <= 2 ? 1 : 3;
+    std::vector<std::thread> threads;
+    std::atomic<int> committed = 0;
+    for (std::uint32_t rank = 0; rank < ranks; ++rank)
+      threads.emplace_back([&, rank] {
+        const SaveOptions options{.step = step, .rank = rank, .world_size = ranks, .stage_first = true};
+        auto save = step % 2 == 0 ? run.begin_save(options) : run.start_save(options);
+        if (!save) return;
+        auto added = save->add_tensor({.name = "w",
+                                       .dtype = DType::u8,
+                                       .global_shape = {ranks, bytes.size()},
+                                       .box = Box{{rank, 0}, {1, bytes.size()}}},
+                                      bytes);
+        auto ticket = save->stage();
+        if (added && ticket && ticket->wait()) ++committed;
+      });
+    for (auto& thread : threads) thread.join();
+    REQUIRE(committed == static_cast<int>(ranks));
+    auto opened = run.open_step(step);
+    REQUIRE(opened);
+    std::vector<std::byte> out(ranks * bytes.size());
+    auto restore = opened->restore();
+    restore.want({.name = "w"}, out);
+    REQUIRE(restore.run());
+    for (std::uint32_t rank = 0; rank < ranks; ++rank)
+      CHECK(std::ranges::equal(std::span(out).subspan(rank * bytes.size(), bytes.size()), bytes));
+  }
+}
+
 TEST_CASE("client: a silent rank fails the attempt for all, by name", "[integration]") {
   Job job({"--rank-silence", "1s"});
   auto run = job.open();

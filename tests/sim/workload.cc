@@ -348,7 +348,8 @@ Task<bool> Workload::save(Workload* w, Launch* launch, std::uint32_t rank, std::
                               .rank = rank,
                               .world_size = launch->world_size,
                               .overwrite = op->overwrite,
-                              .explicit_commit = op->explicit_commit};
+                              .explicit_commit = op->explicit_commit,
+                              .stage_first = (step / 2 + rank) % 2 == 0};
   client::SaveTuning tuning;
   tuning.timeout = kCallTimeout;
   const auto called = w->world_.now();

@@ -169,6 +169,9 @@ struct SaveOptions {
   bool overwrite = false;            // replace a committed step atomically
   bool explicit_commit = false;      // commit only when commit() is called, not at the last seal
   std::uint64_t declared_bytes = 0;  // this rank's size when known: lets the daemon refuse early for lack of space
+  /// Nothing is sent before all is copied, if the arena has room for it: stage() returns sooner, and the save is
+  /// durable later, by about as long as the copy takes. For those who train on meanwhile.
+  bool stage_first = false;
 };
 
 struct SaveResult {
