@@ -42,7 +42,7 @@ class ChunkService {
     std::uint32_t frame_bytes = 0;    // largest payload; 0: the store's unit
     std::size_t shared_writes = 32;   // pieces on their way from clients' memory to the disk
     // Of clients' memory that this process has in its page tables: it counts in its resident size.
-    std::uint64_t mapped_bytes_max = 32 * kMiB;
+    std::uint64_t mapped_bytes_max = 8 * kMiB;
     bool existing_unseen = false;  // planted bug: an id that came before is accepted without looking at what is stored
   };
   ChunkService(rt::Runtime runtime, Chunks& chunks, Owners& owners, Usage& usage, rt::UnitPool& units, Options options);
