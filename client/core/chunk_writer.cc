@@ -104,8 +104,7 @@ Result<void> ChunkWriter::choose_group(Chunk& chunk) {
 }
 
 Task<void> ChunkWriter::open_chunk() {
-  // Memory comes first: whoever waits for it holds no unsent chunk but those that wait for their owner, and what is in
-  // flight frees some.
+  // Whoever waits for memory holds no chunk back: what is in flight, or soon will be, frees some.
   std::uint64_t size = arena_.chunk_bytes();
   if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
   if (held_ && arena_.free_bytes() < size) release();

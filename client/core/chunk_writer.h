@@ -33,7 +33,8 @@ class ChunkWriter {
   };
   /// Without an owner nothing is sent until start().
   ChunkWriter(std::shared_ptr<Session> session, Arena& arena, std::optional<OwnerId> owner, Options options);
-  /// Tells the owner of what waits for it. Once, and only when it was made without one.
+  /// The owner is known now, and where its chunks may go: those that waited for it are sent. Once, and only when it was
+  /// made without one.
   void start(OwnerId owner, std::vector<DataGroup> groups);
   /// Holds chunks back until release(), or until there is no memory left for another one.
   void hold() { held_ = true; }

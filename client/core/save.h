@@ -86,7 +86,7 @@ class SaveAttempt : public std::enable_shared_from_this<SaveAttempt> {
   /// The daemon has begun the attempt, or why not. errors: kFenced, kExists, kInvalid, kNoSpace, kUnavailable
   Task<void> begun();
   bool has_begun() const { return begun_ && *begun_; }
-  /// Both.
+  /// start(), then begun().
   static Task<std::shared_ptr<SaveAttempt>> begin(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,
                                                   SaveRequest request, SaveTuning tuning);
 

@@ -84,7 +84,9 @@ constexpr Shift kOverBlock(kBlockBytes);
 /// One block in one pass, `to` aligned to 16: each word is loaded once, hashed and stored past the cache. Four
 /// remainders of 128 bits are folded over the lines, each multiplied by x^512, because the instruction for CRC32C takes
 /// three cycles a word when the words come in order; and to hash several parts of the block side by side scatters the
-/// stores, which some processors bear badly. source: Gopal and others, "Fast CRC Computation for Generic Polynomials
+/// stores, which some processors bear badly.
+///
+/// source: Gopal and others, "Fast CRC Computation for Generic Polynomials
 /// Using PCLMULQDQ Instruction"
 __attribute__((target("pclmul,sse4.2"))) std::uint32_t copy_block(std::byte* to, const std::byte* from) {
   constexpr std::size_t kWordBytes = sizeof(__m128i), kWords = 4, kLineBytes = kWords * kWordBytes;

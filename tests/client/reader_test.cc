@@ -1,8 +1,6 @@
 #include "client/core/reader.h"
 
-#include "proto/rpc/rpc.h"
-#include "tests/server/fixture.h"
-#include "tests/sim/net.h"
+#include "tests/client/session_fixture.h"
 
 using namespace cairn;
 using namespace cairn::server;
@@ -37,37 +35,14 @@ class Flipping final : public rpc::ServerCall {
   std::optional<std::uint64_t>& at_;  // counted over all frames
 };
 
-/// A daemon behind a network, a client, and a chunk.
-struct ReaderFixture : Fixture {
-  ReaderFixture() : client(world.make_node("client")) {
-    REQUIRE(make_bucket("b"));
+/// A chunk to read.
+struct ReaderFixture : SessionFixture {
+  ReaderFixture() : SessionFixture([this](auto call) { return std::make_shared<Flipping>(std::move(call), flip_at); }) {
     id = {.owner = *begin_object("b", "k"), .writer = 5, .index = 0};
     sim::Prng random(1);
     bytes.resize(3 * kTestUnitBytes + kBlockBytes + 50'000);  // the last block is short
     for (auto& c : bytes) c = static_cast<char>(random.next());
     REQUIRE(put(id, bytes));
-    serve();
-  }
-  ~ReaderFixture() {
-    session->close();
-    session.reset();
-    client.kill(sim::Death::kProcess);
-    server.reset();
-  }
-  void serve() {
-    rpc::Server::Options of_server;
-    of_server.node = "n1";
-    of_server.cluster = daemon->cluster();
-    auto handler = [this, handle = daemon->handler()](std::shared_ptr<rpc::ServerCall> call) {
-      return handle(std::make_shared<Flipping>(std::move(call), flip_at));
-    };
-    server = rpc::Server::create(node.runtime(), *units, std::move(of_server), std::move(handler), daemon->stale_map());
-    auto listener = node.runtime().net.listen(node.host() + ":7420");
-    REQUIRE(listener);
-    server->serve(*std::move(listener));
-    client::SessionOptions of_client;
-    of_client.servers = {node.host() + ":7420"};
-    session = world.run(client, client::Session::connect(client.runtime(), of_client, client.now() + 20s)).value();
   }
   /// "right", "wrong", or the error.
   std::string read(std::uint32_t offset, std::uint32_t size) {
@@ -78,12 +53,9 @@ struct ReaderFixture : Fixture {
     return out == bytes.substr(offset, size) ? "right" : "wrong";
   }
 
-  sim::Node& client;
   ChunkId id;
   std::string bytes;
   std::optional<std::uint64_t> flip_at;
-  std::unique_ptr<rpc::Server> server;
-  std::shared_ptr<client::Session> session;
 };
 
 }  // namespace

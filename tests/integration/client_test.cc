@@ -313,7 +313,6 @@ TEST_CASE("client: a started save copies before the daemon has answered, and com
   REQUIRE(save);
   REQUIRE(save->add_tensor({.name = "big", .dtype = DType::u8, .global_shape = {big.size()}}, big));
   REQUIRE(save->add_blob("small", small));
-  auto copied = big;
   const auto part = save->stage_part();  // nobody answers yet
   REQUIRE(kill(job.daemon.pid(), SIGCONT) == 0);
   REQUIRE(part);

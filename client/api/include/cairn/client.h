@@ -75,7 +75,8 @@ class Save {
   Future<SaveResult> commit_async();
   /// Fails the attempt for all ranks, with this rank's name and `reason`.
   Result<void> abort(std::string reason);
-  /// Names the attempt for Client::status. After start_save() it waits for the begin; empty if that was refused.
+  /// Names the attempt for Client::status. After start_save() it waits for the begin (in a callback it does not); empty
+  /// if that was refused, or has not ended.
   std::string attempt() const;
 
  private:
