@@ -7,7 +7,7 @@
 #   deploy/lint.sh --fix           formats the files instead of complaining
 #   deploy/lint.sh --format | --tidy    only one of the two
 #
-# clang-tidy reads build/release (configured and built: it needs the generated headers).
+# clang-tidy reads how each source is compiled from build/lint, which this script configures and does not build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -62,9 +62,12 @@ if [ -n "$do_format" ]; then
 fi
 
 if [ -n "$do_tidy" ]; then
-  commands=build/release
-  if [ ! -f $commands/compile_commands.json ]; then
-    echo "lint: no $commands/compile_commands.json; run: cmake --preset release && cmake --build --preset release" >&2
+  # Not a unity build: there the commands are those of files that include many sources.
+  commands=build/lint
+  if ! said="$(cmake --preset release -B $commands -DBUILD_TESTING=ON -DCMAKE_UNITY_BUILD=OFF 2>&1 &&
+               cmake --build $commands --target generated 2>&1)"; then
+    echo "$said" >&2
+    echo "lint: $commands could not be configured" >&2
     exit 1
   fi
   # A header is seen through the sources that include it.

@@ -1,3 +1,3 @@
-// The one place that compiles Catch2's main (9 s); every test binary links this object.
+// The one place that compiles Catch2's main; every test binary links this object.
 #define CATCH_CONFIG_MAIN
 #include <catch2/catch.hpp>

@@ -15,7 +15,7 @@ constexpr std::uint64_t kIndexBytesMax = 256ull << 20;
 constexpr std::string_view kIndexEnd = ".safetensors.index.json";
 
 /// "" or "a/b/".
-std::string folder_of(const std::string& name) {
+std::string prefix_of(const std::string& name) {
   const auto slash = name.rfind('/');
   return slash == name.npos ? "" : name.substr(0, slash + 1);
 }
@@ -37,7 +37,7 @@ Result<FolderIndex> read_index(FileSource& source, const std::string& name) {
   auto index = safetensors::parse_index(source.name(), text);
   if (!index)
     return fail(index.error().code, index.error().message + "; copy or write it again, or leave it out of the folder");
-  FolderIndex out{.name = name, .folder = folder_of(name), .index = *std::move(index), .files = {}};
+  FolderIndex out{.name = name, .folder = prefix_of(name), .index = *std::move(index), .files = {}};
   for (const auto& [tensor, file] : out.index.weight_map) out.files.insert(out.folder + file);
   return out;
 }
@@ -104,7 +104,7 @@ void keep_as_they_are(SavePlan& plan, const std::vector<FolderIndex>& indexes) {
   std::vector<std::string> kept;
   for (auto& file : plan.files) {
     if (!file.saved.is_safetensors) continue;
-    const auto folder = folder_of(file.saved.name);
+    const auto folder = prefix_of(file.saved.name);
     if (std::ranges::none_of(indexes, [&](const auto& index) { return index.folder == folder; }) ||
         std::ranges::any_of(indexes, [&](const auto& index) { return index.files.contains(file.saved.name); }))
       continue;

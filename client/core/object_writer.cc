@@ -12,10 +12,6 @@ namespace {
 constexpr rt::Duration kGiveUpMax = std::chrono::seconds(10);
 constexpr std::uint64_t kListPieceBytes = 4 * kMiB;  // of equal size, so that they are one run
 
-HomeGroup home_of(const std::string& bucket, const std::string& key) {
-  return home_group_of(bucket + "/" + key);
-}
-
 }  // namespace
 
 ObjectWriter::ObjectWriter(std::shared_ptr<Session> session, Arena& arena, OwnerId owner, ChunkWriter::Options options,
@@ -44,7 +40,7 @@ Task<std::shared_ptr<ObjectWriter>> ObjectWriter::begin(std::shared_ptr<Session>
   if (terms.if_version) begin.set_if_owner(std::string(terms.if_version->view()));
   begin.set_declared_bytes(terms.size_bytes.value_or(0));
   CO_TRY(const auto reply, co_await call<wire::ObjectBeginReply>(
-                               session, wire::Method::kObjectBegin, home_of(bucket, key), std::move(begin),
+                               session, wire::Method::kObjectBegin, home_group_of(bucket, key), std::move(begin),
                                "put cairn://" + bucket + "/" + key, session->runtime().loop.now() + options.timeout));
   CO_TRY(auto owner, OwnerId::from_bytes(reply.owner()));
   options.groups = groups_in(reply);
@@ -128,8 +124,8 @@ Task<ObjectSummary> ObjectWriter::send_seal() {
   seal.set_crc32c(crc_);
   list_.fill(seal, list_extents_, writers);
   CO_TRY(const auto info,
-         co_await call<wire::ObjectInfo>(session_, wire::Method::kObjectSeal, home_of(bucket_, key_), std::move(seal),
-                                         "seal", session_->runtime().loop.now() + options_.timeout));
+         co_await call<wire::ObjectInfo>(session_, wire::Method::kObjectSeal, home_group_of(bucket_, key_),
+                                         std::move(seal), "seal", session_->runtime().loop.now() + options_.timeout));
   sealed_ = true;
   co_return ObjectSummary{key_, size_, crc_, owner_, info.created_unix_nanos()};
 }
@@ -139,8 +135,8 @@ Task<void> ObjectWriter::abort(rt::TimePoint deadline) {
   abort.set_bucket(bucket_);
   abort.set_key(key_);
   abort.set_owner(std::string(owner_.view()));
-  CO_CHECK_OK(co_await call<wire::Empty>(session_, wire::Method::kObjectAbort, home_of(bucket_, key_), std::move(abort),
-                                         what() + ": give up", deadline));
+  CO_CHECK_OK(co_await call<wire::Empty>(session_, wire::Method::kObjectAbort, home_group_of(bucket_, key_),
+                                         std::move(abort), what() + ": give up", deadline));
   co_return {};
 }
 

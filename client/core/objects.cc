@@ -7,10 +7,6 @@
 namespace cairn::client {
 namespace {
 
-HomeGroup home_of(const std::string& bucket, const std::string& key) {
-  return home_group_of(bucket + "/" + key);
-}
-
 std::string uri(const std::string& bucket, const std::string& key) {
   return "cairn://" + bucket + "/" + key;
 }
@@ -38,8 +34,9 @@ Task<OpenedObject> ask_object(std::shared_ptr<Session> session, std::string buck
   stat.set_key(key);
   stat.set_reader(reader);
   const auto asked = session->runtime().loop.now();
-  CO_TRY(const auto info, co_await call<wire::ObjectInfo>(session, wire::Method::kObjectStat, home_of(bucket, key),
-                                                          std::move(stat), uri(bucket, key), deadline));
+  CO_TRY(const auto info,
+         co_await call<wire::ObjectInfo>(session, wire::Method::kObjectStat, home_group_of(bucket, key),
+                                         std::move(stat), uri(bucket, key), deadline));
   OpenedObject opened;
   CO_TRY(opened.summary, summary_of(info));
   opened.summary.key = std::move(key);
@@ -125,7 +122,7 @@ Task<void> remove_object(std::shared_ptr<Session> session, std::string bucket, s
   remove.set_bucket(bucket);
   remove.set_key(key);
   remove.set_owner(std::string(owner.view()));
-  auto removed = co_await call<wire::Empty>(session, wire::Method::kObjectRemove, home_of(bucket, key),
+  auto removed = co_await call<wire::Empty>(session, wire::Method::kObjectRemove, home_group_of(bucket, key),
                                             std::move(remove), uri(bucket, key), deadline);
   if (removed || removed.error().code != Errc::kNotFound) {
     CO_CHECK_OK(std::move(removed));

@@ -24,10 +24,6 @@ void name_run(Message& message, const std::string& bucket, const std::string& ru
   message.set_run(run);
 }
 
-HomeGroup home_of(const std::string& bucket, const std::string& run) {
-  return home_group_of(bucket + "/" + run);
-}
-
 std::string text(const Launch& launch) {
   return launch.job + ":" + std::to_string(launch.restart);
 }
@@ -44,7 +40,7 @@ Task<OpenedRun> open_run(std::shared_ptr<Session> session, OpenRunRequest reques
   open.mutable_launch()->set_restart(request.launch.restart);
   if (request.resume) open.mutable_resume()->set_step(*request.resume);
   open.set_discard_after(request.discard_after);
-  auto sent = co_await session->record_call(wire::Method::kOpenRun, home_of(request.bucket, request.run),
+  auto sent = co_await session->record_call(wire::Method::kOpenRun, home_group_of(request.bucket, request.run),
                                             wire::encode(open), deadline);
   if (!sent)
     co_return fail(
@@ -63,8 +59,8 @@ Task<AttemptReport> attempt_status(std::shared_ptr<Session> session, std::string
   name_run(ask, bucket, run);
   ask.set_owner(std::string(owner.view()));
   ask.set_wait_millis(static_cast<std::uint32_t>(std::chrono::duration_cast<std::chrono::milliseconds>(wait).count()));
-  CO_TRY(auto sent, co_await session->record_call(wire::Method::kAttemptStatus, home_of(bucket, run), wire::encode(ask),
-                                                  deadline));
+  CO_TRY(auto sent, co_await session->record_call(wire::Method::kAttemptStatus, home_group_of(bucket, run),
+                                                  wire::encode(ask), deadline));
   wire::AttemptStatusReply reply;
   CO_CHECK_OK(wire::decode(sent.message, reply, "attempt status reply"));
   AttemptReport report;
@@ -106,7 +102,7 @@ rt::TimePoint SaveAttempt::soon() const {
   return session_->runtime().loop.now() + tuning_.timeout;
 }
 HomeGroup SaveAttempt::home() const {
-  return home_of(run_.bucket, run_.run);
+  return home_group_of(run_.bucket, run_.run);
 }
 
 std::shared_ptr<SaveAttempt> SaveAttempt::start(std::shared_ptr<Session> session, Arena& arena, OpenedRun run,

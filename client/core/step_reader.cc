@@ -24,10 +24,6 @@ struct PagesRead {
   std::string bytes;
 };
 
-HomeGroup home_of(const std::string& bucket, const std::string& run) {
-  return home_group_of(bucket + "/" + run);
-}
-
 std::span<std::byte> writable(std::string& text) {
   return std::as_writable_bytes(std::span(text.data(), text.size()));
 }
@@ -73,7 +69,7 @@ Task<std::shared_ptr<StepReader>> StepReader::open(std::shared_ptr<Session> sess
   ask.set_reader(session->protection().draw());
   const auto where = bucket + "/" + run + (step ? " step " + std::to_string(*step) : "");
   const auto asked = session->runtime().loop.now();
-  auto sent = co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(ask),
+  auto sent = co_await session->record_call(wire::Method::kStepOpen, home_group_of(bucket, run), wire::encode(ask),
                                             session->runtime().loop.now() + timeout);
   if (!sent) co_return fail(std::move(sent).error().with(where));
   CO_CHECK_OK(wire::decode(sent->message, *self->info_, "step info"));
@@ -273,7 +269,8 @@ Task<StepPage> list_steps(std::shared_ptr<Session> session, std::string bucket, 
   ask.set_run(run);
   if (after) ask.mutable_after()->set_step(*after);
   ask.set_limit(limit);
-  auto sent = co_await session->record_call(wire::Method::kStepList, home_of(bucket, run), wire::encode(ask), deadline);
+  auto sent =
+      co_await session->record_call(wire::Method::kStepList, home_group_of(bucket, run), wire::encode(ask), deadline);
   if (!sent) co_return fail(std::move(sent).error().with(bucket + "/" + run));
   wire::StepListReply reply;
   CO_CHECK_OK(wire::decode(sent->message, reply, "step list"));
@@ -306,8 +303,8 @@ Task<Activity> run_activity(std::shared_ptr<Session> session, std::string bucket
   wire::RunActivity ask;
   ask.set_bucket(bucket);
   ask.set_run(run);
-  auto sent =
-      co_await session->record_call(wire::Method::kRunActivity, home_of(bucket, run), wire::encode(ask), deadline);
+  auto sent = co_await session->record_call(wire::Method::kRunActivity, home_group_of(bucket, run), wire::encode(ask),
+                                            deadline);
   if (!sent) co_return fail(std::move(sent).error().with(bucket + "/" + run));
   wire::RunActivityReply reply;
   CO_CHECK_OK(wire::decode(sent->message, reply, "run activity"));

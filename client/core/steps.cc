@@ -13,10 +13,6 @@ namespace {
 
 constexpr std::size_t kPage = 256;  // steps removed in one transaction
 
-HomeGroup home_of(const std::string& bucket, const std::string& run) {
-  return home_group_of(bucket + "/" + run);
-}
-
 std::string name_of(const std::string& bucket, const std::string& run, std::uint64_t step) {
   return bucket + "/" + run + " step " + std::to_string(step);
 }
@@ -31,7 +27,7 @@ Task<wire::StepInfo> look_at(std::shared_ptr<Session> session, std::string bucke
   open.set_run(run);
   open.mutable_step()->set_step(step);
   auto found =
-      co_await session->record_call(wire::Method::kStepOpen, home_of(bucket, run), wire::encode(open), deadline);
+      co_await session->record_call(wire::Method::kStepOpen, home_group_of(bucket, run), wire::encode(open), deadline);
   if (!found) co_return fail(std::move(found).error().with(name_of(bucket, run, step)));
   wire::StepInfo info;
   CO_CHECK_OK(wire::decode(found->message, info, "step info"));
@@ -51,7 +47,7 @@ Task<void> remove_step(std::shared_ptr<Session> session, std::string bucket, std
   ask.mutable_step()->set_step(step);
   ask.add_owners(info.owner());
   auto sent =
-      co_await session->record_call(wire::Method::kStepRemove, home_of(bucket, run), wire::encode(ask), deadline);
+      co_await session->record_call(wire::Method::kStepRemove, home_group_of(bucket, run), wire::encode(ask), deadline);
   // Gone since it was looked up: by the first copy of this request, or by another caller.
   if (!sent && sent.error().code != Errc::kNotFound)
     co_return fail(std::move(sent).error().with(name_of(bucket, run, step)));
@@ -85,7 +81,7 @@ Task<std::uint64_t> remove_steps_after(std::shared_ptr<Session> session, std::st
       ask.add_steps(meant[i].step);
       ask.add_owners(std::string(meant[i].owner.view()));
     }
-    auto sent = co_await session->record_call(wire::Method::kStepRemove, home_of(bucket, run), wire::encode(ask),
+    auto sent = co_await session->record_call(wire::Method::kStepRemove, home_group_of(bucket, run), wire::encode(ask),
                                               loop.now() + timeout);
     if (!sent) co_return fail(std::move(sent).error().with(bucket + "/" + run));
     wire::StepRemoveReply reply;
@@ -107,7 +103,8 @@ Task<void> pin_step(std::shared_ptr<Session> session, std::string bucket, std::s
   ask.set_owner(info.owner());
   ask.set_pinned(pinned);
   ask.set_revision(info.pin_revision());
-  auto sent = co_await session->record_call(wire::Method::kStepPin, home_of(bucket, run), wire::encode(ask), deadline);
+  auto sent =
+      co_await session->record_call(wire::Method::kStepPin, home_group_of(bucket, run), wire::encode(ask), deadline);
   if (!sent) co_return fail(std::move(sent).error().with(name_of(bucket, run, step)));
   co_return {};
 }

@@ -39,6 +39,10 @@ HomeGroup home_group_of(std::string_view name) {
   return static_cast<HomeGroup>(h % kHomeGroups);
 }
 
+HomeGroup home_group_of(std::string_view bucket, std::string_view name) {
+  return home_group_of(std::string(bucket) + "/" + std::string(name));
+}
+
 OwnerId OwnerId::make(HomeGroup group, std::uint32_t loss, std::uint64_t random_a, std::uint64_t random_b) {
   OwnerId id;
   put_be(&id.bytes[0], group, 2);

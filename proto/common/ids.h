@@ -19,6 +19,8 @@ using DataGroup = std::uint32_t;
 
 /// Home group of a bucket, run, object or dataset: our own specified hash (FNV-1a 64, folded), the same for ever.
 HomeGroup home_group_of(std::string_view name);
+/// Of a run, object or dataset in a bucket.
+HomeGroup home_group_of(std::string_view bucket, std::string_view name);
 
 /// Id of an upload: whatever chunks belong to. 16 bytes, big-endian fields so that bytes sort as values.
 ///

@@ -17,7 +17,7 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::size_t kPage = 256;
+constexpr std::size_t kSealsPage = 256;
 constexpr std::size_t kAbandonedInRecordMax = 256;
 
 }  // namespace
@@ -63,7 +63,8 @@ Task<void> Checkpoints::merge_and_commit(LivePtr live) {
 
 Task<void> Checkpoints::look_at_seals(LivePtr live, std::shared_ptr<Merged> out) {
   for (std::string after;;) {
-    CO_TRY(const auto page, co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kPage));
+    CO_TRY(const auto page,
+           co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kSealsPage));
     for (const auto& record : page) {
       records::SealRecord seal;
       CO_CHECK_OK(parse_record(record, seal));
@@ -73,7 +74,7 @@ Task<void> Checkpoints::look_at_seals(LivePtr live, std::shared_ptr<Merged> out)
       out->groups.insert(seal.groups().begin(), seal.groups().end());
       for (const auto& run : seal.manifest()) out->groups.insert(run.group());
     }
-    if (page.size() < kPage) break;
+    if (page.size() < kSealsPage) break;
     after = page.back().key;
   }
   if (out->seals != live->world_size && !options_.bugs.commit_early)

@@ -13,7 +13,7 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::size_t kPage = 64;
+constexpr std::size_t kStepsPage = 64;
 
 KeepPolicy keep_of(const wire::BucketPolicy& policy) {
   return {.last = policy.keep_last(), .every = policy.keep_every(), .days = policy.keep_days()};
@@ -105,7 +105,7 @@ Task<bool> Retention::remove_some(std::string bucket, std::string run) {
   std::vector<CommittedStep> steps;
   std::vector<Found> found;  // side by side with `steps`
   for (std::string after;;) {
-    CO_TRY(const auto page, co_await records_.scan(group, step_prefix(bucket, run), after, kPage));
+    CO_TRY(const auto page, co_await records_.scan(group, step_prefix(bucket, run), after, kStepsPage));
     for (const auto& record : page) {
       records::Step step;
       CO_CHECK_OK(parse_record(record, step));
@@ -117,7 +117,7 @@ Task<bool> Retention::remove_some(std::string bucket, std::string run) {
       found.push_back({owner, record.version, at.data_bytes()});
       if (held && at.step() > *held && same_epoch(at.run_epoch(), head.value.run_epoch())) held.reset();
     }
-    if (page.size() < kPage) break;
+    if (page.size() < kStepsPage) break;
     after = page.back().key;
   }
   auto doomed = steps_to_remove(policy, steps, held, runtime_.loop.wall_nanos());

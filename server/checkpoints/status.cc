@@ -11,7 +11,7 @@
 namespace cairn::server {
 namespace {
 
-constexpr std::size_t kPage = 256;
+constexpr std::size_t kStatusPage = 256;
 constexpr std::uint64_t kLookUps = 64;
 
 /// The names in "a/<bucket>\0<run>\0<20 bytes>".
@@ -68,14 +68,14 @@ void Checkpoints::drain() {
 Task<void> Checkpoints::resume_attempts() {
   for (HomeGroup group = 0; group < kHomeGroups; ++group) {
     for (std::string after;;) {
-      CO_TRY(const auto page, co_await records_.scan(group, std::string(kAttemptPrefix), after, kPage));
+      CO_TRY(const auto page, co_await records_.scan(group, std::string(kAttemptPrefix), after, kStatusPage));
       for (const auto& record : page) {
         CO_TRY(auto names, names_of_attempt(record.key));
         Loaded<records::Attempt> attempt{.value = {}, .version = record.version};
         CO_CHECK_OK(parse_record(record, attempt.value));
         CO_CHECK_OK(co_await resume_attempt(std::move(names.first), std::move(names.second), std::move(attempt)));
       }
-      if (page.size() < kPage) break;
+      if (page.size() < kStatusPage) break;
       after = page.back().key;
     }
   }
@@ -92,12 +92,13 @@ Task<void> Checkpoints::resume_attempt(std::string bucket, std::string run, Load
     co_return {};
   }
   for (std::string after;;) {
-    CO_TRY(const auto page, co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kPage));
+    CO_TRY(const auto page,
+           co_await records_.scan(live->owner.home_group(), seal_prefix(live->owner), after, kStatusPage));
     for (const auto& seal : page) {
       const auto rank = static_cast<std::uint32_t>(number_at_end(seal.key, 4));
       if (live->sealed.insert(rank).second) live->unmerged.push_back(rank);
     }
-    if (page.size() < kPage) break;
+    if (page.size() < kStatusPage) break;
     after = page.back().key;
   }
   CO_TRY(const auto joined,
@@ -141,12 +142,12 @@ Task<void> Checkpoints::remember_failed() {
   const auto until = runtime_.loop.now() + options_.failed_kept;
   for (HomeGroup group = 0; group < kHomeGroups; ++group) {
     for (std::string after;;) {
-      CO_TRY(const auto page, co_await records_.scan(group, std::string(kFailedPrefix), after, kPage));
+      CO_TRY(const auto page, co_await records_.scan(group, std::string(kFailedPrefix), after, kStatusPage));
       for (const auto& record : page) {
         CO_TRY(const auto owner, OwnerId::from_bytes(std::string_view(record.key).substr(kFailedPrefix.size())));
         failed_[owner] = until;
       }
-      if (page.size() < kPage) break;
+      if (page.size() < kStatusPage) break;
       after = page.back().key;
     }
   }
@@ -293,7 +294,7 @@ Task<void> Checkpoints::fail_attempt(LivePtr live, Error why) {
 
 Task<void> Checkpoints::erase_seals(OwnerId owner) {
   for (;;) {
-    CO_TRY(const auto page, co_await records_.scan(owner.home_group(), seal_prefix(owner), "", kPage));
+    CO_TRY(const auto page, co_await records_.scan(owner.home_group(), seal_prefix(owner), "", kStatusPage));
     if (page.empty()) co_return {};
     Edit edit(owner.home_group());
     for (const auto& seal : page) edit.erase(seal.key);

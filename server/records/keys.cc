@@ -30,7 +30,7 @@ HomeGroup bucket_group(std::string_view bucket) {
   return home_group_of(bucket);
 }
 HomeGroup home_group(std::string_view bucket, std::string_view name) {
-  return home_group_of(std::string(bucket) + "/" + std::string(name));
+  return home_group_of(bucket, name);
 }
 
 std::string bucket_key(std::string_view bucket) {

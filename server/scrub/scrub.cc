@@ -13,7 +13,7 @@ namespace {
 using storage::Table;
 
 constexpr const char* kKey = "scrub";
-constexpr std::size_t kPage = 256;
+constexpr std::size_t kChunksPage = 256;
 constexpr std::size_t kSuspectsMax = 4096;
 constexpr auto kTryAgainAfter = std::chrono::seconds(1);
 constexpr auto kLookAtClockEvery = std::chrono::hours(1);
@@ -44,7 +44,7 @@ std::string encode(const Scrub::Pass& pass) {
   return wire::encode(out);
 }
 
-Result<Scrub::Pass> decode(std::string_view value) {
+Result<Scrub::Pass> decode_pass(std::string_view value) {
   records::Scrub in;
   CHECK_OK(wire::decode(value, in, "scrub"));
   Scrub::Pass out;
@@ -107,7 +107,7 @@ Task<void> Scrub::load() {
   for (const auto& look : looks_) {
     // What is only about looking after a target must not keep it from serving.
     auto stored = co_await look->target.index().get(Table::kMeta, kKey);
-    auto known = stored && *stored ? decode(**stored) : Result<Pass>(Pass());
+    auto known = stored && *stored ? decode_pass(**stored) : Result<Pass>(Pass());
     if (stored && known) look->pass = *known;
     auto damage = co_await look->damage.load();
     for (const auto* error :
@@ -247,17 +247,17 @@ bool Scrub::serves(const Look& look, DataGroup number) const {
 /// What to look at next: what the target has, and what it serves and others have.
 Task<Scrub::Page> Scrub::list(Look& look) {
   const auto after = look.pass.after;
-  CO_TRY(const auto own, co_await list_of({&look.target}, after, kPage));
+  CO_TRY(const auto own, co_await list_of({&look.target}, after, kChunksPage));
   std::vector<storage::Target*> targets;
   for (const auto& entry : members_.targets().all())
     if (!entry.target->committer().failure()) targets.push_back(entry.target.get());
   // When the index of another one is damaged, its own pass tells.
-  const auto all = (co_await list_of(targets, after, kPage)).value_or(own);
+  const auto all = (co_await list_of(targets, after, kChunksPage)).value_or(own);
   Page page;
   for (const auto& chunk : all)
     if (serves(look, chunk.group) || std::ranges::binary_search(own, chunk.id, {}, &storage::ChunkInfo::id))
       page.ids.push_back(chunk.id);
-  if (all.size() == kPage) page.end = all.back().id;
+  if (all.size() == kChunksPage) page.end = all.back().id;
   co_return std::move(page);
 }
 
@@ -515,7 +515,7 @@ Task<void> Scrub::repair_queue() {
 
 Task<void> Scrub::repair_left(Look& look, bool gone, Pace& pace) {
   for (std::optional<ChunkId> after;;) {
-    CO_TRY(const auto page, co_await look.damage.page(after, kPage));
+    CO_TRY(const auto page, co_await look.damage.page(after, kChunksPage));
     for (const auto& damage : page) {
       if (!damage.left()) continue;
       if (gone) {
@@ -527,7 +527,7 @@ Task<void> Scrub::repair_left(Look& look, bool gone, Pace& pace) {
       CO_TRY(const auto looked, co_await examine(look, damage.chunk.id, pace));
       (void)looked;
     }
-    if (page.size() < kPage) co_return {};
+    if (page.size() < kChunksPage) co_return {};
     after = page.back().chunk.id;
   }
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "storage/format/box.h"
+#include "storage/format/page_codec.h"
 
 namespace cairn::format {
 namespace {
@@ -65,13 +66,6 @@ Result<bool> same_again(const ShardEntry&, const ShardEntry&) {
   return false;
 }
 
-std::string_view name_in(const Entry& entry) {
-  if (const auto* blob = std::get_if<BlobEntry>(&entry)) return blob->name;
-  if (const auto* token = std::get_if<TokenEntry>(&entry)) return token->stream;
-  if (const auto* meta = std::get_if<MetaEntry>(&entry)) return meta->scope;
-  return std::get<ShardEntry>(entry).tensor;
-}
-
 }  // namespace
 
 Result<void> Coverage::add(const Entry& entry) {
@@ -86,7 +80,7 @@ Result<void> Coverage::add_checked(const Entry& entry) {
   }
   CHECK_OK(end_tensor());
   if (last_) {
-    if (order(*last_, entry) > 0) return order_error(name_in(entry));
+    if (order(*last_, entry) > 0) return order_error(pages::name_in(entry));
     if (last_->index() == entry.index()) {
       TRY(const bool same,
           std::visit(

@@ -51,7 +51,7 @@ struct WriterFixture : SessionFixture {
 
 }  // namespace
 
-TEST_CASE("chunk writer: without owner nothing is sent; then all that was copied before and after is right",
+TEST_CASE("chunk writer: without owner nothing is sent, then all that was copied before and after is right",
           "[client]") {
   WriterFixture f;
   const auto writer = f.writer(std::nullopt);

@@ -10,8 +10,6 @@ using namespace cairn::rpc_test;
 
 namespace {
 
-constexpr std::size_t kUnit = 4096;
-
 rpc::Server::Options small_server() {
   auto options = server_options();
   options.credit_units = 3;

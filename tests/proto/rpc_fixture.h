@@ -178,6 +178,9 @@ inline Channel::Options channel_options() {
   return o;
 }
 
+/// A small unit, so that little data fills the credit.
+inline constexpr std::size_t kUnit = 4096;
+
 /// Both ends in the simulator.
 struct OverSim {
   explicit OverSim(rpc::Server::Options options = server_options(), std::size_t units = 16,

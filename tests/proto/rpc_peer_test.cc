@@ -10,8 +10,6 @@ using namespace cairn::rpc_test;
 
 namespace {
 
-constexpr std::size_t kUnit = 4096;
-
 /// A log that counts lines and keeps the last.
 struct CountingLog final : rt::Log {
   int lines = 0;

@@ -4,16 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "tests/server/fixture.h"
+
 using namespace cairn;
 using namespace cairn::server;
 
 namespace {
 
-Uuid uuid(std::uint8_t n) {
-  Uuid id;
-  id.bytes.fill(n);
-  return id;
-}
 std::set<Uuid> set_of(const std::vector<std::uint8_t>& targets) {
   std::set<Uuid> out;
   for (const auto n : targets) out.insert(uuid(n));

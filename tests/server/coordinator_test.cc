@@ -10,12 +10,6 @@ using namespace cairn::server;
 
 namespace {
 
-Uuid uuid(std::uint8_t n) {
-  Uuid id;
-  id.bytes.fill(n);
-  return id;
-}
-
 Start start_of(std::uint8_t target, std::uint64_t incarnation, std::string node = "n1") {
   Start start;
   start.targets = {{uuid(target), incarnation, "/d" + std::to_string(target)}};

@@ -8,13 +8,6 @@ using namespace cairn::server;
 
 namespace {
 
-std::string pattern(std::uint64_t seed, std::size_t size) {
-  std::string out(size, '\0');
-  sim::Prng random(seed);
-  for (auto& c : out) c = static_cast<char>(random.next());
-  return out;
-}
-
 struct ChunkFixture : Fixture {
   explicit ChunkFixture(Daemon::Options o = {}) : Fixture(std::move(o)) {
     REQUIRE(make_bucket("b"));

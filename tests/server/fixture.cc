@@ -5,8 +5,23 @@
 
 #include "proto/common/checksum.h"
 #include "storage/format/index_pages.h"
+#include "tests/sim/prng.h"
 
 namespace cairn::server {
+
+std::string pattern(std::uint64_t seed, std::size_t size) {
+  std::string out(size, '\0');
+  sim::Prng random(seed);
+  for (auto& c : out) c = static_cast<char>(random.next());
+  return out;
+}
+
+Uuid uuid(std::uint8_t n) {
+  Uuid id;
+  id.bytes.fill(n);
+  return id;
+}
+
 namespace {
 
 /// A call whose data frames are a list.

@@ -29,6 +29,12 @@ using wire::Method;
 
 inline constexpr std::size_t kTestUnitBytes = 128 * kKiB;
 
+/// `size` random bytes, the same for the same seed.
+std::string pattern(std::uint64_t seed, std::size_t size);
+
+/// 16 bytes of n.
+Uuid uuid(std::uint8_t n);
+
 /// What a test gets back from a call with data frames.
 struct Answered {
   Result<std::string> reply;

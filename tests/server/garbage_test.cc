@@ -8,7 +8,7 @@ using namespace cairn::server;
 
 namespace {
 
-Daemon::Options quick() {
+Daemon::Options garbage_options() {
   Daemon::Options options;
   options.garbage.grace = 10s;
   options.garbage.interval = 1s;
@@ -44,7 +44,7 @@ class PlantedLiveness final : public Liveness {
 };
 
 Daemon::Options with(std::shared_ptr<Planted> planted, SaveBugs bugs = {}) {
-  auto options = quick();
+  auto options = garbage_options();
   options.bugs = bugs;
   options.wrap_liveness = [planted](std::unique_ptr<Liveness> real) -> std::unique_ptr<Liveness> {
     return std::make_unique<PlantedLiveness>(std::move(real), planted);
@@ -67,7 +67,7 @@ struct StoredObject {
 }  // namespace
 
 TEST_CASE("garbage: chunks of a failed save are freed after the grace time, not before, and counted", "[server]") {
-  RunFixture f(quick());
+  RunFixture f(garbage_options());
   const auto launched = *f.open("a");
   const auto kept = *f.save(launched, 1);
   const auto owner = *f.begin(launched, 2, 0, {.world_size = 2});
@@ -92,7 +92,7 @@ TEST_CASE("garbage: chunks of a failed save are freed after the grace time, not 
 
 TEST_CASE("garbage: a committed step keeps its writers' chunks and no others", "[server]") {
   // In the record, and in a list behind the index.
-  auto options = quick();
+  auto options = garbage_options();
   options.checkpoints.writers_in_record_max = GENERATE(256U, 1U);
   RunFixture f(options);
   const auto launched = *f.open("a");
@@ -119,7 +119,7 @@ TEST_CASE("garbage: a committed step keeps its writers' chunks and no others", "
 }
 
 TEST_CASE("garbage: nothing is freed of a step whose list of writers cannot be read", "[server]") {
-  auto options = quick();
+  auto options = garbage_options();
   options.checkpoints.writers_in_record_max = 1;
   RunFixture f(options);
   const auto launched = *f.open("a");
@@ -137,7 +137,7 @@ TEST_CASE("garbage: nothing is freed of a step whose list of writers cannot be r
 }
 
 TEST_CASE("garbage: removed and replaced things are freed, their successors are not", "[server]") {
-  RunFixture f(quick());
+  RunFixture f(garbage_options());
   const auto launched = *f.open("a");
   const auto first = *f.save(launched, 1);
   const auto second = *f.save(launched, 1, {.world_size = 1, .overwrite = true});
@@ -157,7 +157,7 @@ TEST_CASE("garbage: removed and replaced things are freed, their successors are 
 }
 
 TEST_CASE("garbage: a pass makes room for others after each page of owners, and of chunks removed", "[server]") {
-  auto options = quick();
+  auto options = garbage_options();
   options.garbage.page = 2;
   options.garbage.pause = 3s;
   Fixture f(options);
@@ -214,7 +214,7 @@ TEST_CASE("garbage: an answer that is not given again frees nothing", "[server]"
 }
 
 TEST_CASE("garbage: owners that no group can have made are left alone", "[server]") {
-  Fixture f(quick());
+  Fixture f(garbage_options());
   const ChunkId id{.owner = OwnerId::make(999, 0, 1, 2), .writer = 1, .index = 0};
   struct Put {
     static Task<void> it(storage::ChunkStore& chunks, rt::UnitPool& units, ChunkId chunk) {
@@ -232,7 +232,7 @@ TEST_CASE("garbage: owners that no group can have made are left alone", "[server
 }
 
 TEST_CASE("garbage: goes on where it was after restarts, page by page", "[server]") {
-  auto options = quick();
+  auto options = garbage_options();
   options.garbage.page = 3;
   Fixture f(options);
   REQUIRE(f.make_bucket("b"));

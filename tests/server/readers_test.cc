@@ -7,7 +7,7 @@ using namespace cairn::server;
 
 namespace {
 
-Daemon::Options quick(SaveBugs bugs = {}) {
+Daemon::Options readers_options(SaveBugs bugs = {}) {
   Daemon::Options options;
   options.readers.ttl = 60s;
   options.garbage.grace = 1s;
@@ -18,7 +18,7 @@ Daemon::Options quick(SaveBugs bugs = {}) {
 
 /// A run with step 1, and somebody who reads it.
 struct ReadersFixture : RunFixture {
-  explicit ReadersFixture(Daemon::Options options = quick()) : RunFixture(std::move(options)) {
+  explicit ReadersFixture(Daemon::Options options = readers_options()) : RunFixture(std::move(options)) {
     launched = *open("a");
     owner = *save(launched, 1);
     chunk = {.owner = owner, .writer = writer_of(0), .index = 0};
@@ -141,14 +141,14 @@ TEST_CASE("readers: after a restart nothing goes until readers could register ag
 
 TEST_CASE("readers: the planted bugs let go of what is read", "[server]") {
   SECTION("without asking") {
-    ReadersFixture f(quick({.readers_unasked = true}));
+    ReadersFixture f(readers_options({.readers_unasked = true}));
     REQUIRE(f.open_for(7));
     REQUIRE(f.remove_step());
     f.wait(10s);
     CHECK(f.freed());
   }
   SECTION("before they could register again") {
-    ReadersFixture f(quick({.takeover_unwaited = true}));
+    ReadersFixture f(readers_options({.takeover_unwaited = true}));
     REQUIRE(f.open_for(7));
     REQUIRE(f.remove_step());
     f.restart_after(sim::Death::kProcess);
@@ -158,7 +158,7 @@ TEST_CASE("readers: the planted bugs let go of what is read", "[server]") {
 }
 
 TEST_CASE("readers: too many are refused, by connection and in all, and room comes back", "[server]") {
-  auto options = quick();
+  auto options = readers_options();
   options.readers.readers_max = 5;
   options.readers.connection_readers_max = 3;
   ReadersFixture f(options);

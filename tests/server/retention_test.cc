@@ -9,7 +9,7 @@ namespace {
 
 using Steps = std::vector<std::uint64_t>;
 
-Daemon::Options quick(SaveBugs bugs = {}) {
+Daemon::Options retention_options(SaveBugs bugs = {}) {
   Daemon::Options options;
   options.retention.interval = 1min;
   options.readers.ttl = 2s;
@@ -20,7 +20,7 @@ Daemon::Options quick(SaveBugs bugs = {}) {
 }
 
 struct RetentionFixture : RunFixture {
-  explicit RetentionFixture(Daemon::Options options = quick()) : RunFixture(std::move(options)) {
+  explicit RetentionFixture(Daemon::Options options = retention_options()) : RunFixture(std::move(options)) {
     launched = *open("a");
   }
   wire::BucketInfo show() {
@@ -187,7 +187,7 @@ TEST_CASE("retention: a launch that opens while steps are removed finds its step
   };
   rt::Duration takes{};
   {
-    RetentionFixture f(quick({.retention_blind = blind}));
+    RetentionFixture f(retention_options({.retention_blind = blind}));
     f.save_all({1, 2, 3});
     const auto began = f.world.now();
     const auto changed = set_policy(f);
@@ -197,7 +197,7 @@ TEST_CASE("retention: a launch that opens while steps are removed finds its step
   constexpr int kMoments = 250;
   int lost = 0, refused = 0, found = 0;
   for (int moment = 0; moment <= kMoments; ++moment) {
-    RetentionFixture f(quick({.retention_blind = blind}));
+    RetentionFixture f(retention_options({.retention_blind = blind}));
     f.save_all({1, 2, 3});
     const auto changed = set_policy(f);
     f.world.run_for(takes * moment / kMoments);
@@ -216,13 +216,13 @@ TEST_CASE("retention: a launch that opens while steps are removed finds its step
 }
 
 TEST_CASE("retention: the planted bugs remove what must stay", "[server]") {
-  RetentionFixture pins(quick({.retention_unpinned = true}));
+  RetentionFixture pins(retention_options({.retention_unpinned = true}));
   pins.save_all({1, 2});
   REQUIRE(pins.pin(1));
   REQUIRE(pins.keep(1));
   pins.wait(5s);
   CHECK(pins.steps() == Steps{2});
-  RetentionFixture last(quick({.retention_one_fewer = true}));
+  RetentionFixture last(retention_options({.retention_one_fewer = true}));
   last.save_all({1, 2, 3});
   REQUIRE(last.keep(2));
   last.wait(5s);

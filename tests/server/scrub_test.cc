@@ -14,11 +14,8 @@ namespace {
 
 constexpr std::size_t kBytes = 3 * kTestUnitBytes - 500;  // six blocks
 
-std::string pattern(std::uint64_t seed, std::size_t size = kBytes) {
-  std::string out(size, '\0');
-  sim::Prng random(seed);
-  for (auto& c : out) c = static_cast<char>(random.next());
-  return out;
+std::string pattern(std::uint64_t seed) {
+  return cairn::server::pattern(seed, kBytes);
 }
 
 /// A daemon with a bucket of as many copies as it has directories, and words to damage them.

@@ -11,13 +11,6 @@ namespace {
 
 using Ranges = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
 
-std::string pattern(std::uint64_t seed, std::size_t size) {
-  std::string out(size, '\0');
-  sim::Prng random(seed);
-  for (auto& c : out) c = static_cast<char>(random.next());
-  return out;
-}
-
 /// Chunks of an open object, and what is read of them.
 struct ReadsFixture : Fixture {
   explicit ReadsFixture(Daemon::Options o = {}, std::size_t directories = 1) : Fixture(std::move(o), 1, directories) {

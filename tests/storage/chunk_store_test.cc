@@ -43,11 +43,6 @@ Task<void> first_piece_only(ChunkStore& store, rt::UnitPool& units, ChunkId id, 
   co_return co_await out->write(0, std::move(memory), size);
 }
 
-Errc code_of(const auto& result) {
-  REQUIRE_FALSE(result);
-  return result.error().code;
-}
-
 }  // namespace
 
 TEST_CASE("chunk_store: what was put is read back, also by the next process", "[storage]") {

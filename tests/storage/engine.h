@@ -70,6 +70,12 @@ class SimMachine final : public Machine {
 
 /// Bytes that depend on `seed` and the position, so that right bytes in the wrong place are seen.
 std::string pattern(std::uint64_t seed, std::size_t size);
+
+/// Of a result that is expected to be an error.
+Errc code_of(const auto& result) {
+  REQUIRE_FALSE(result);
+  return result.error().code;
+}
 ChunkId chunk(std::uint32_t index, std::uint64_t owner = 1);
 std::vector<std::uint32_t> crcs_of(const ChunkId& id, const std::string& bytes);
 

@@ -55,11 +55,6 @@ struct Fixture : Engine {
   }
 };
 
-Errc code_of(const auto& result) {
-  REQUIRE_FALSE(result);
-  return result.error().code;
-}
-
 }  // namespace
 
 TEST_CASE("record_store: a record is read back with the version that wrote it, also by the next process", "[storage]") {

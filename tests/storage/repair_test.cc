@@ -10,11 +10,6 @@ using namespace cairn::storage;
 
 namespace {
 
-Errc code_of(const auto& result) {
-  REQUIRE_FALSE(result);
-  return result.error().code;
-}
-
 /// An engine with one chunk of three pieces, and words to damage and repair it.
 struct Damaged {
   explicit Damaged(PlantedBugs bugs = {}) : e(std::make_unique<SimMachine>(), Engine::small(bugs)) {

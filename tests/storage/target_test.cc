@@ -16,11 +16,6 @@ std::string any_machine() {
   return GENERATE(from_range(kinds));
 }
 
-Errc code_of(const auto& result) {
-  REQUIRE_FALSE(result);
-  return result.error().code;
-}
-
 /// Writes `bytes` (padded to 4096) as the whole of a file, durably.
 void write_file(Engine& e, const std::string& name, std::vector<std::byte> bytes) {
   auto disk = *e.machine().disk();
