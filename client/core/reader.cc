@@ -62,7 +62,7 @@ class ScatterSink : public rpc::Sink {
     std::uint32_t crc = 0;
     for (const auto& span : placed_) crc = crc32c(span, crc);
     if (crc != header.crc())
-      return fail(Errc::kDataLoss, "bytes changed since the daemon checked them: CRC of reply data at offset " +
+      return fail(Errc::kDataLoss, "bytes are not as they were stored: CRC of reply data at offset " +
                                        std::to_string(header.offset()) + " differs");
     if (copies_)
       for (auto rest = std::span<const std::byte>(buffer_); !rest.empty();) {
@@ -100,6 +100,7 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
   }
   wire::ReadRanges read;
   read.set_fresh(fresh);
+  read.set_client_verifies(!fresh);
   for (const auto& chunk : request->chunks) {
     auto* to = read.add_chunks();
     wire::to_wire(chunk.id, *to->mutable_id());
@@ -115,14 +116,23 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
       }
     }
   }
-  auto message = wire::encode(read);
   std::uint64_t received = 0, moved = 0;
-  auto new_sink = [request, destinations, &received, &moved,
-                   request_bytes = wire::FrameHeader::kBytes + message.size()]() -> std::unique_ptr<rpc::Sink> {
-    moved += request_bytes;
-    return std::make_unique<ScatterSink>(*request, *destinations, received, moved);
+  const auto ask = [&] {
+    auto message = wire::encode(read);
+    auto new_sink = [request, destinations, &received, &moved,
+                     request_bytes = wire::FrameHeader::kBytes + message.size()]() -> std::unique_ptr<rpc::Sink> {
+      moved += request_bytes;
+      return std::make_unique<ScatterSink>(*request, *destinations, received, moved);
+    };
+    return session->read_ranges(request->group, std::move(message), std::move(new_sink), deadline);
   };
-  auto sent = co_await session->read_ranges(request->group, std::move(message), std::move(new_sink), deadline);
+  auto sent = co_await ask();
+  if (!sent && sent.error().code == Errc::kDataLoss && read.client_verifies()) {
+    // The daemon has not looked: now it does, reads another copy where it has one, and says what is damaged.
+    session->runtime().log.write(rt::Level::kWarning, "read_again", {{"reason", sent.error().message}});
+    read.set_client_verifies(false);
+    sent = co_await ask();
+  }
   if (!sent) {
     auto error = std::move(sent).error();
     if (error.code == Errc::kUnknown) error.code = Errc::kUnavailable;  // a read changes nothing

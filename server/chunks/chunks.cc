@@ -188,9 +188,10 @@ Task<T> Chunks::from_any(DataGroup group, ChunkId id, Read read) {
   co_return fail(*std::move(first));
 }
 
-Task<storage::CheckedBytes> Chunks::read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size) {
-  return from_any<storage::CheckedBytes>(group, id,
-                                         [=](storage::ChunkStore& chunks) { return chunks.read(id, offset, size); });
+Task<storage::CheckedBytes> Chunks::read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                         storage::Verify verify) {
+  return from_any<storage::CheckedBytes>(
+      group, id, [=](storage::ChunkStore& chunks) { return chunks.read(id, offset, size, verify); });
 }
 
 Task<std::uint32_t> Chunks::read_into(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,

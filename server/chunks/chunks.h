@@ -63,7 +63,8 @@ class Chunks {
 
   /// As ChunkStore::read(), from the first member that has good bytes.
   /// errors: kUnavailable  no member is here;  else what the member says that should have served
-  Task<storage::CheckedBytes> read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size);
+  Task<storage::CheckedBytes> read(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                   storage::Verify verify = storage::Verify::kAll);
   /// As ChunkStore::read_into(), likewise.
   Task<std::uint32_t> read_into(DataGroup group, ChunkId id, std::uint32_t offset, std::uint32_t size,
                                 rt::MutableBuffer into);

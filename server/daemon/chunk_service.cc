@@ -174,6 +174,7 @@ struct ChunkService::Ahead {
   rt::Semaphore::Lease lease;
   rt::OneShot<Result<storage::CheckedBytes>> done;
   bool shared = false;  // its blocks come from those that readers share
+  storage::Verify verify = storage::Verify::kAll;
 };
 
 /// The data frame being put together: bytes that are copied into a unit of its own, and others as they lie. Its CRC
@@ -243,7 +244,7 @@ class ChunkService::Frame {
 
 Task<void> ChunkService::read_piece(DataGroup group, std::shared_ptr<Ahead> ahead) {
   const auto& piece = ahead->piece;
-  auto read = co_await chunks_.read(group, piece.id, piece.begin, piece.end - piece.begin);
+  auto read = co_await chunks_.read(group, piece.id, piece.begin, piece.end - piece.begin, ahead->verify);
   if (!read) {
     auto error = std::move(read).error();
     if (error.code == Errc::kNotFound) {
@@ -340,11 +341,22 @@ Task<void> ChunkService::add_shared(std::shared_ptr<rpc::ServerCall> call, Frame
 
 Task<void> ChunkService::add_read(std::shared_ptr<rpc::ServerCall> call, Frame& frame, std::shared_ptr<Ahead> read) {
   CO_TRY(const auto checked, co_await read->done);
+  const bool whole_blocks = read->verify == storage::Verify::kPartlyWanted;
   for (PartWalk walk(read->piece); !walk.done();) {
     if (frame.room() == 0) CO_CHECK_OK(co_await frame.send(*call));
     auto size = std::min(walk.left(), frame.room());
+    if (whole_blocks && size < walk.left()) {
+      // Nobody has verified the block that the frame's end would cut.
+      const auto cut = round_down(walk.at() + size, kBlockBytes);
+      if (cut <= walk.at()) {
+        CO_CHECK_OK(co_await frame.send(*call));
+        continue;
+      }
+      size = static_cast<std::uint32_t>(cut - walk.at());
+    }
     const auto at = walk.at() - read->piece.begin;
-    if (walk.left() >= kCopyBelow) {
+    // A copy is summed from its bytes, which need not be verified; what is added, from what was stored.
+    if (walk.left() >= kCopyBelow || whole_blocks) {
       frame.add(checked, at, size);
     } else {
       if (frame.copy_room() == 0) CO_CHECK_OK(co_await frame.make_copy_room(*call));
@@ -363,6 +375,8 @@ Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, 
   const auto group = request.stamp().group();
   const auto reader =
       shared_.reader(request.fresh() ? std::vector<SharedBlocks::Key>() : plan.partly_wanted(options_.expected_max));
+  // A frame must have room for a block, so that none is cut.
+  const bool trusts = request.client_verifies() && options_.frame_bytes >= kBlockBytes;
   Frame frame(*this);
   std::uint64_t from_disk = 0;
   std::deque<std::shared_ptr<Ahead>> ahead;
@@ -383,6 +397,7 @@ Task<wire::ReadReply> ChunkService::read(std::shared_ptr<rpc::ServerCall> call, 
         }
         from_disk += next->block_bytes();
         ahead.push_back(std::make_shared<Ahead>(runtime_.loop, *std::move(next), *std::move(lease)));
+        if (trusts && ahead.back()->piece.one_run()) ahead.back()->verify = storage::Verify::kPartlyWanted;
         reads.spawn(read_piece(group, ahead.back()));
       }
       next = plan.next();

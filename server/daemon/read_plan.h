@@ -34,6 +34,8 @@ struct PieceRead {
 
   /// Bytes of the blocks between begin and end.
   std::uint64_t block_bytes() const;
+  /// All between begin and end is wanted, in order.
+  bool one_run() const { return !runs && parts.size() == 1; }
   /// Much of what its blocks hold is wanted by somebody else, if by anybody.
   bool sparse() const;
 };

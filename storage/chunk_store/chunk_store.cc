@@ -67,7 +67,7 @@ class Store final : public ChunkStore {
   Task<std::unique_ptr<Upload>> start(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> block_crcs,
                                       DataGroup group) override;
   Task<std::optional<ChunkInfo>> find(ChunkId id) override;
-  Task<CheckedBytes> read(ChunkId id, std::uint32_t offset, std::uint32_t size) override;
+  Task<CheckedBytes> read(ChunkId id, std::uint32_t offset, std::uint32_t size, Verify verify) override;
   Task<std::uint32_t> read_into(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<Raw> read_raw(ChunkId id, std::uint32_t offset, std::uint32_t size, rt::MutableBuffer into) override;
   Task<std::optional<Entry>> entry(ChunkId id) override;
@@ -182,8 +182,12 @@ class Store final : public ChunkStore {
   Task<std::shared_ptr<Pending>> reserve(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> crcs,
                                          DataGroup group);
   Task<Hold> hold_for_swap(std::shared_ptr<Pending> upload);
+  /// Bytes of a chunk that are not verified here.
+  struct Trusted {
+    std::uint64_t begin = 0, end = 0;
+  };
   Task<Buffer> read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
-                           rt::MutableBuffer memory);
+                           rt::MutableBuffer memory, Trusted trusted);
   Result<void> whole_blocks(const ChunkId& id, std::uint32_t length, std::uint32_t offset, std::uint32_t size,
                             const rt::MutableBuffer& into) const;
 
@@ -550,7 +554,7 @@ Failure Store::unreadable(Error why, ChunkId id, const Location& location, std::
   return fail(std::move(error));
 }
 
-Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size) {
+Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size, Verify verify) {
   Operation operation(*this);
   CO_CHECK_OK(check_open());
   // Before the look-up: an extent that it finds is not punched until this frame ends.
@@ -566,7 +570,12 @@ Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t s
   const auto begin = round_down(offset, kBlockBytes);
   const auto end = std::min<std::uint64_t>(round_up(std::uint64_t{offset} + size, kBlockBytes), location.length);
   CO_TRY(auto memory, co_await units_.acquire());
-  CO_TRY(const auto filled, co_await read_blocks(id, *entry, begin, end, std::move(memory)));
+  // Where the blocks lie that are wanted whole.
+  const auto whole_begin = round_up(offset, kBlockBytes);
+  const auto wanted_end = std::uint64_t{offset} + size;
+  const auto whole_end = wanted_end == location.length ? wanted_end : round_down(wanted_end, kBlockBytes);
+  const Trusted trusted = verify == Verify::kAll ? Trusted() : Trusted{whole_begin, whole_end};
+  CO_TRY(const auto filled, co_await read_blocks(id, *entry, begin, end, std::move(memory), trusted));
   const auto crcs = entry->crcs.begin();
   co_return CheckedBytes{.bytes = filled.slice(offset - begin, size),
                          .id = id,
@@ -584,13 +593,13 @@ Task<std::uint32_t> Store::read_into(ChunkId id, std::uint32_t offset, std::uint
   const auto length = entry->location.length;
   CO_CHECK_OK(whole_blocks(id, length, offset, size, into));
   const auto end = std::min<std::uint64_t>(std::uint64_t{offset} + size, length);
-  CO_CHECK_OK(co_await read_blocks(id, *entry, offset, end, std::move(into)));
+  CO_CHECK_OK(co_await read_blocks(id, *entry, offset, end, std::move(into), {}));
   co_return length;
 }
 
 /// [begin, end) of a chunk, `begin` at a block, `end` at one or at the chunk's end. `entry` and a pin outlive it.
 Task<Buffer> Store::read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
-                                rt::MutableBuffer memory) {
+                                rt::MutableBuffer memory, Trusted trusted) {
   const auto& location = entry.location;
   const auto padded = round_up(end - begin, kSectorBytes);
   CO_TRY(auto segment, segments_->find(location.segment));
@@ -600,6 +609,7 @@ Task<Buffer> Store::read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64
   if (!filled) co_return unreadable(std::move(filled).error(), id, location, begin);
   bytes_read_ += padded;
   for (auto at = begin; at < end && !bugs_.no_read_check; at += kBlockBytes) {
+    if (at >= trusted.begin && at < trusted.end) continue;
     const auto block = static_cast<std::uint32_t>(at / kBlockBytes);
     const auto bytes = filled->bytes.subspan(at - begin, std::min(kBlockBytes, end - at));
     if (crc32c(bytes, block_seed(id, block)) == entry.crcs[block]) continue;

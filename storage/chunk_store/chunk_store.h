@@ -82,10 +82,11 @@ class ChunkStore {
 
   virtual Task<std::optional<ChunkInfo>> find(ChunkId id) = 0;
 
-  /// [offset, offset + size) of a chunk, from blocks that all matched their CRCs. The range must not span more than one
-  /// aligned piece of unit_bytes(): callers split. One unit is held by the returned bytes.
-  /// errors: kNotFound;  kDataLoss  damaged or unreadable: chunk, block, segment, offset;  kInvalid  outside the chunk
-  virtual Task<CheckedBytes> read(ChunkId id, std::uint32_t offset, std::uint32_t size) = 0;
+  /// [offset, offset + size) of a chunk, from blocks that matched their CRCs, as `verify` says. The range must not span
+  /// more than one aligned piece of unit_bytes(): callers split. One unit is held by the returned bytes. errors:
+  /// kNotFound;  kDataLoss  damaged or unreadable: chunk, block, segment, offset;  kInvalid  outside the chunk
+  virtual Task<CheckedBytes> read(ChunkId id, std::uint32_t offset, std::uint32_t size,
+                                  Verify verify = Verify::kAll) = 0;
   /// Whole blocks into the caller's memory, all of which matched their CRCs; less than `size` where the chunk ends.
   /// sizes:   as read_raw()
   /// returns the chunk's length

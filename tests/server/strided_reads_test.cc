@@ -78,6 +78,7 @@ wire::ReadReply reply_of(const Answered& answered) {
 TEST_CASE("strided reads: any runs and ranges come back to the byte", "[server]") {
   Daemon::Options options;
   options.chunks.frame_bytes = GENERATE(0U, 1000U, 70'000U);
+  const bool client_verifies = GENERATE(false, true);
   ReadsFixture f(options);
   std::vector<ChunkId> ids;
   for (const auto size : {kTestUnitBytes * 5 + 777, kTestUnitBytes, std::size_t{3000}})
@@ -85,6 +86,7 @@ TEST_CASE("strided reads: any runs and ranges come back to the byte", "[server]"
   sim::Prng random(1);
   for (int round = 0; round < 60; ++round) {
     auto request = f.request();
+    request.set_client_verifies(client_verifies);
     std::string expected;
     for (std::uint64_t n = random.between(1, 4); n > 0; --n) {
       const auto& id = ids[random.below(ids.size())];
