@@ -62,9 +62,9 @@ if [ -n "$do_format" ]; then
 fi
 
 if [ -n "$do_tidy" ]; then
-  # Not a unity build: there the commands are those of files that include many sources.
+  # Preset debug is no unity build: there the commands are those of files that include many sources.
   commands=build/lint
-  if ! said="$(cmake --preset release -B $commands -DBUILD_TESTING=ON -DCMAKE_UNITY_BUILD=OFF 2>&1 &&
+  if ! said="$(cmake --preset debug -B $commands 2>&1 &&
                cmake --build $commands --target generated 2>&1)"; then
     echo "$said" >&2
     echo "lint: $commands could not be configured" >&2
