@@ -21,10 +21,10 @@ constexpr std::uint64_t kRunBytesMin = 1 * kKiB;
 /// checked in a buffer of its own and copied.
 class ScatterSink : public rpc::Sink {
  public:
-  /// `moved` counts the bytes of all frames, of other tries too.
+  /// `moved` counts the bytes of all frames, of other tries too; `differs` is set by a CRC that is wrong here.
   ScatterSink(const format::ReadRequest& request, const std::vector<std::span<std::byte>>& destinations,
-              std::uint64_t& received, std::uint64_t& moved)
-      : request_(request), received_(received), moved_(moved), next_(request, destinations) {
+              std::uint64_t& received, std::uint64_t& moved, bool& differs)
+      : request_(request), received_(received), moved_(moved), differs_(differs), next_(request, destinations) {
     received_ = 0;
   }
 
@@ -61,7 +61,8 @@ class ScatterSink : public rpc::Sink {
     CHECK_OK(wire::decode(message, header, "data header"));
     std::uint32_t crc = 0;
     for (const auto& span : placed_) crc = crc32c(span, crc);
-    if (crc != header.crc())
+    differs_ = crc != header.crc();
+    if (differs_)
       return fail(Errc::kDataLoss, "bytes are not as they were stored: CRC of reply data at offset " +
                                        std::to_string(header.offset()) + " differs");
     if (copies_)
@@ -77,6 +78,7 @@ class ScatterSink : public rpc::Sink {
   const format::ReadRequest& request_;
   std::uint64_t& received_;
   std::uint64_t& moved_;
+  bool& differs_;
   ScatterCursor next_;  // where the next frame's bytes go
   std::vector<std::span<std::byte>> placed_;
   bool copies_ = false;  // the frame is in the buffer, not yet where it belongs
@@ -117,17 +119,18 @@ Task<void> read_one(std::shared_ptr<Session> session, const format::ReadRequest*
     }
   }
   std::uint64_t received = 0, moved = 0;
+  bool differs = false;
   const auto ask = [&] {
     auto message = wire::encode(read);
-    auto new_sink = [request, destinations, &received, &moved,
+    auto new_sink = [request, destinations, &received, &moved, &differs,
                      request_bytes = wire::FrameHeader::kBytes + message.size()]() -> std::unique_ptr<rpc::Sink> {
       moved += request_bytes;
-      return std::make_unique<ScatterSink>(*request, *destinations, received, moved);
+      return std::make_unique<ScatterSink>(*request, *destinations, received, moved, differs);
     };
     return session->read_ranges(request->group, std::move(message), std::move(new_sink), deadline);
   };
   auto sent = co_await ask();
-  if (!sent && sent.error().code == Errc::kDataLoss && read.client_verifies()) {
+  if (!sent && differs && read.client_verifies()) {
     // The daemon has not looked: now it does, reads another copy where it has one, and says what is damaged.
     session->runtime().log.write(rt::Level::kWarning, "read_again", {{"reason", sent.error().message}});
     read.set_client_verifies(false);
