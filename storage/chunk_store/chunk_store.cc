@@ -9,6 +9,7 @@
 
 #include "proto/common/checksum.h"
 #include "storage/chunk_store/block_check.h"
+#include "storage/chunk_store/block_reader.h"
 #include "storage/chunk_store/layout.h"
 #include "storage/chunk_store/location_cache.h"
 #include "storage/chunk_store/segments.h"
@@ -57,6 +58,7 @@ class Store final : public ChunkStore {
         options_(options),
         bugs_(bugs),
         segments_(std::move(segments)),
+        reader_(runtime, *segments_, bugs),
         self_(std::make_shared<Store*>(this)),
         busy_changed_(runtime.loop),
         idle_(runtime.loop),
@@ -169,7 +171,6 @@ class Store final : public ChunkStore {
     return (busy != busy_.end() && busy->second == Busy::kUploading) || in_doubt_.contains(id);
   }
 
-  Failure unreadable(Error why, ChunkId id, const Location& location, std::uint64_t offset);
   Task<std::optional<Location>> locate(ChunkId id);
   Task<std::vector<std::uint32_t>> block_crcs(ChunkId id, Location location);
   Task<std::shared_ptr<const ChunkEntry>> look_up(ChunkId id);
@@ -182,12 +183,6 @@ class Store final : public ChunkStore {
   Task<std::shared_ptr<Pending>> reserve(ChunkId id, std::uint32_t length, std::vector<std::uint32_t> crcs,
                                          DataGroup group);
   Task<Hold> hold_for_swap(std::shared_ptr<Pending> upload);
-  /// Bytes of a chunk that are not verified here.
-  struct Trusted {
-    std::uint64_t begin = 0, end = 0;
-  };
-  Task<Buffer> read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
-                           rt::MutableBuffer memory, Trusted trusted);
   Result<void> whole_blocks(const ChunkId& id, std::uint32_t length, std::uint32_t offset, std::uint32_t size,
                             const rt::MutableBuffer& into) const;
 
@@ -208,13 +203,14 @@ class Store final : public ChunkStore {
   Options options_;
   PlantedBugs bugs_;
   std::unique_ptr<Segments> segments_;
+  BlockReader reader_;
   std::shared_ptr<Store*> self_;  // how an Upload that outlives the store notices
 
   std::map<ChunkId, Busy> busy_;
   std::set<ChunkId> in_doubt_;  // their commit failed: only the next open knows
   LocationCache cache_;
   std::uint64_t erasures_ = 0;
-  std::uint64_t chunks_ = 0, bytes_written_ = 0, bytes_read_ = 0, blocks_bad_ = 0;
+  std::uint64_t chunks_ = 0, bytes_written_ = 0, bytes_scanned_ = 0;
 
   bool closing_ = false;
   std::size_t operations_ = 0;
@@ -542,18 +538,6 @@ Task<std::shared_ptr<const ChunkEntry>> Store::look_up(ChunkId id) {
   }
 }
 
-/// A read of a chunk's bytes that the disk did not do: damage for whoever wants them, and told the operator too.
-Failure Store::unreadable(Error why, ChunkId id, const Location& location, std::uint64_t offset) {
-  auto error = std::move(why).with(text_of(id) + " in " + segment_name(location.segment) + " at offset " +
-                                   std::to_string(location.offset() + offset));
-  if (error.code == Errc::kFailed) error.code = Errc::kDataLoss;
-  if (error.code == Errc::kDataLoss) {
-    blocks_bad_++;
-    runtime_.log.write(rt::Level::kError, "block_bad", {{"reason", error.message}});
-  }
-  return fail(std::move(error));
-}
-
 Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t size, Verify verify) {
   Operation operation(*this);
   CO_CHECK_OK(check_open());
@@ -570,14 +554,19 @@ Task<CheckedBytes> Store::read(ChunkId id, std::uint32_t offset, std::uint32_t s
   const auto begin = round_down(offset, kBlockBytes);
   const auto end = std::min<std::uint64_t>(round_up(std::uint64_t{offset} + size, kBlockBytes), location.length);
   CO_TRY(auto memory, co_await units_.acquire());
-  // Where the blocks lie that are wanted whole.
-  const auto whole_begin = round_up(offset, kBlockBytes);
-  const auto wanted_end = std::uint64_t{offset} + size;
-  const auto whole_end = wanted_end == location.length ? wanted_end : round_down(wanted_end, kBlockBytes);
-  const Trusted trusted = verify == Verify::kAll ? Trusted() : Trusted{whole_begin, whole_end};
-  CO_TRY(const auto filled, co_await read_blocks(id, *entry, begin, end, std::move(memory), trusted));
+  CO_TRY(auto filled, co_await reader_.read(id, *entry, begin, end, std::move(memory)));
+  // All but the blocks between these two, which are wanted whole.
+  auto whole_begin = end, whole_end = end;
+  if (verify == Verify::kPartlyWanted) {
+    const auto wanted_end = std::uint64_t{offset} + size;
+    whole_begin = std::min<std::uint64_t>(round_up(offset, kBlockBytes), end);
+    whole_end = std::max(whole_begin, wanted_end == location.length ? end : round_down(wanted_end, kBlockBytes));
+  }
+  const std::span<const std::byte> bytes = filled.bytes;
+  CO_CHECK_OK(reader_.verify(id, *entry, begin, bytes.first(whole_begin - begin)));
+  CO_CHECK_OK(reader_.verify(id, *entry, whole_end, bytes.subspan(whole_end - begin, end - whole_end)));
   const auto crcs = entry->crcs.begin();
-  co_return CheckedBytes{.bytes = filled.slice(offset - begin, size),
+  co_return CheckedBytes{.bytes = std::move(filled).freeze(end - begin).slice(offset - begin, size),
                          .id = id,
                          .offset = offset,
                          .chunk_length = location.length,
@@ -593,33 +582,9 @@ Task<std::uint32_t> Store::read_into(ChunkId id, std::uint32_t offset, std::uint
   const auto length = entry->location.length;
   CO_CHECK_OK(whole_blocks(id, length, offset, size, into));
   const auto end = std::min<std::uint64_t>(std::uint64_t{offset} + size, length);
-  CO_CHECK_OK(co_await read_blocks(id, *entry, offset, end, std::move(into), {}));
+  CO_TRY(const auto filled, co_await reader_.read(id, *entry, offset, end, std::move(into)));
+  CO_CHECK_OK(reader_.verify(id, *entry, offset, filled.bytes.first(end - offset)));
   co_return length;
-}
-
-/// [begin, end) of a chunk, `begin` at a block, `end` at one or at the chunk's end. `entry` and a pin outlive it.
-Task<Buffer> Store::read_blocks(ChunkId id, const ChunkEntry& entry, std::uint64_t begin, std::uint64_t end,
-                                rt::MutableBuffer memory, Trusted trusted) {
-  const auto& location = entry.location;
-  const auto padded = round_up(end - begin, kSectorBytes);
-  CO_TRY(auto segment, segments_->find(location.segment));
-  CO_TRY(auto file, co_await segments_->file_of(segment));
-  rt::MutableBuffer into{std::move(memory.owner), memory.bytes.first(padded)};
-  auto filled = co_await file->read(location.offset() + begin, std::move(into));
-  if (!filled) co_return unreadable(std::move(filled).error(), id, location, begin);
-  bytes_read_ += padded;
-  for (auto at = begin; at < end && !bugs_.no_read_check; at += kBlockBytes) {
-    if (at >= trusted.begin && at < trusted.end) continue;
-    const auto block = static_cast<std::uint32_t>(at / kBlockBytes);
-    const auto bytes = filled->bytes.subspan(at - begin, std::min(kBlockBytes, end - at));
-    if (crc32c(bytes, block_seed(id, block)) == entry.crcs[block]) continue;
-    blocks_bad_++;
-    auto error = text_of(id) + " block " + std::to_string(block) + " in " + segment_name(location.segment) +
-                 " at offset " + std::to_string(location.offset() + at) + ": bytes do not match their CRC";
-    runtime_.log.write(rt::Level::kError, "block_bad", {{"reason", error}});
-    co_return fail(Errc::kDataLoss, std::move(error));
-  }
-  co_return std::move(*filled).freeze(end - begin);
 }
 
 /// Are these whole blocks of the chunk, in one aligned piece, with room for them?
@@ -642,13 +607,7 @@ Task<ChunkStore::Raw> Store::read_raw(ChunkId id, std::uint32_t offset, std::uin
   CO_CHECK_OK(whole_blocks(id, location.length, offset, size, into));
   Raw raw;
   raw.size = std::min(size, location.length - offset);
-  const auto padded = round_up(raw.size, kSectorBytes);
-  into.bytes = into.bytes.first(padded);
-  CO_TRY(auto segment, segments_->find(location.segment));
-  CO_TRY(auto file, co_await segments_->file_of(segment));
-  auto filled = co_await file->read(location.offset() + offset, std::move(into));
-  if (!filled) co_return unreadable(std::move(filled).error(), id, location, offset);
-  bytes_read_ += padded;
+  CO_CHECK_OK(co_await reader_.read(id, *entry, offset, std::uint64_t{offset} + raw.size, std::move(into)));
   const auto first = entry->crcs.begin() + offset / kBlockBytes;
   raw.block_crcs.assign(first, first + static_cast<std::ptrdiff_t>(round_up(raw.size, kBlockBytes) / kBlockBytes));
   co_return raw;
@@ -718,7 +677,7 @@ Task<ChunkStore::Scan> Store::scan(ChunkId id, std::uint32_t offset) {
                   .in = segment_name(location.segment),
                   .crcs = {first, first + blocks_of(scan.size)}};
   CO_TRY(scan.bad, co_await check_blocks(*file, std::move(blocks), std::move(memory)));
-  bytes_read_ += round_up(scan.size, kSectorBytes);
+  bytes_scanned_ += round_up(scan.size, kSectorBytes);
   co_return scan;
 }
 
@@ -781,8 +740,8 @@ ChunkStore::Stats Store::stats() const {
           .kept_bytes = segments_->kept_bytes(),
           .total_bytes = segments_->last_space().total_bytes,
           .bytes_written = bytes_written_,
-          .bytes_read = bytes_read_,
-          .blocks_bad = blocks_bad_,
+          .bytes_read = reader_.bytes_read() + bytes_scanned_,
+          .blocks_bad = reader_.blocks_bad(),
           .segments_recycled = segments_->recycled()};
 }
 
