@@ -15,7 +15,7 @@ namespace {
 constexpr std::uint32_t kPageBytesMax = kMiB;
 constexpr std::uint32_t kRootBytesMax = 16 * kMiB;
 
-std::uint64_t span_of(const wire::ExtentRun& run) {
+std::uint64_t run_bytes(const wire::ExtentRun& run) {
   return static_cast<std::uint64_t>(run.count() - 1) * run.chunk_bytes() + run.last_bytes();
 }
 
@@ -51,7 +51,7 @@ void ExtentList::end_page(std::size_t count) {
   auto& entry = *root_->add_pages();
   entry.set_first(first_);
   for (std::size_t i = 0; i < count; ++i) {
-    first_ += span_of(runs_[i]);
+    first_ += run_bytes(runs_[i]);
     *page.add_runs() = std::move(runs_[i]);
   }
   runs_.erase(runs_.begin(), runs_.begin() + static_cast<std::ptrdiff_t>(count));

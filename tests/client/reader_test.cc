@@ -1,5 +1,8 @@
 #include "client/core/reader.h"
 
+#include <algorithm>
+
+#include "storage/chunk_store/layout.h"
 #include "tests/client/session_fixture.h"
 
 using namespace cairn;
@@ -44,11 +47,10 @@ class Flipping final : public rpc::ServerCall {
 
 /// A chunk to read.
 struct ReaderFixture : SessionFixture {
-  ReaderFixture() : SessionFixture([this](auto call) { return std::make_shared<Flipping>(std::move(call), flips); }) {
+  explicit ReaderFixture(std::size_t directories = 1)
+      : SessionFixture([this](auto call) { return std::make_shared<Flipping>(std::move(call), flips); }, directories) {
     id = {.owner = *begin_object("b", "k"), .writer = 5, .index = 0};
-    sim::Prng random(1);
-    bytes.resize(3 * kTestUnitBytes + kBlockBytes + 50'000);  // the last block is short
-    for (auto& c : bytes) c = static_cast<char>(random.next());
+    bytes = pattern(1, 3 * kTestUnitBytes + kBlockBytes + 50'000);  // the last block is short
     REQUIRE(put(id, bytes));
   }
   /// "right", "wrong", or the error.
@@ -58,6 +60,12 @@ struct ReaderFixture : SessionFixture {
                                                             std::as_writable_bytes(std::span(out)), 20s));
     if (!got) return std::string(name_of(got.error().code)) + ": " + got.error().message;
     return out == bytes.substr(offset, size) ? "right" : "wrong";
+  }
+
+  storage::ChunkStore& chunks(std::size_t directory) { return targets->all()[directory].target->chunks(); }
+  void flip(std::size_t directory, std::uint32_t at) {
+    const auto location = *storage::decode_location((*run(chunks(directory).entry(id)))->place);
+    REQUIRE(disks[directory]->flip(storage::segment_name(location.segment), location.offset() + at, 3));
   }
 
   ChunkId id;
@@ -91,13 +99,10 @@ TEST_CASE("reader: a block that the daemon leaves to the client to verify, and t
   ReaderFixture f;
   const auto size = static_cast<std::uint32_t>(f.bytes.size()) - offset - cut;
   CHECK(f.read(offset, size) == "right");
-  const auto names = f.disk.names();
-  const auto segment = std::ranges::find_if(names, [](const auto& name) { return name.starts_with("segment"); });
-  REQUIRE(segment != names.end());
   std::vector<std::uint32_t> places{static_cast<std::uint32_t>(f.bytes.size()) - 1};
   for (std::uint32_t at = 0; at < f.bytes.size(); at += 13'000) places.push_back(at);
   for (const auto at : places) {
-    REQUIRE(f.disk.flip(*segment, at, 3));
+    f.flip(0, at);
     f.wait(2s);  // blocks that readers share are forgotten
     const auto block = at / kBlockBytes;
     const bool touched = (block + 1) * kBlockBytes > offset && block * kBlockBytes < offset + size;
@@ -107,10 +112,21 @@ TEST_CASE("reader: a block that the daemon leaves to the client to verify, and t
     } else {
       CHECK(got == "right");
     }
-    REQUIRE(f.disk.flip(*segment, at, 3));  // back
+    f.flip(0, at);  // back
   }
   f.wait(2s);
   CHECK(f.read(offset, size) == "right");
+}
+
+TEST_CASE("reader: of a block that the daemon leaves to the client the other copy is read, and the bad one repaired",
+          "[client]") {
+  ReaderFixture f(2);
+  const auto all = static_cast<std::uint32_t>(f.bytes.size());
+  f.flip(0, kBlockBytes + 5);
+  f.flip(1, 5 * kBlockBytes);
+  CHECK(f.read(0, all) == "right");
+  f.wait(10s);
+  CHECK(f.run(f.chunks(0).read(f.id, kBlockBytes, 100)));
 }
 
 TEST_CASE("reader: a byte of a whole block that changes in the daemon after its check is data loss", "[client]") {
@@ -122,7 +138,6 @@ TEST_CASE("reader: a byte of a whole block that changes in the daemon after its 
   f.serve();
   const auto all = static_cast<std::uint32_t>(f.bytes.size());
   const auto at = GENERATE_COPY(as<std::uint32_t>(), 0, kBlockBytes + 5, all - 1);
-  for (const auto& name : f.disk.names())
-    if (name.starts_with("segment")) REQUIRE(f.disk.flip(name, at, 3));
+  f.flip(0, at);
   CHECK_THAT(f.read(0, all), Catch::Contains("bytes are not as they were stored"));
 }

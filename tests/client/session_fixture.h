@@ -11,7 +11,9 @@ namespace cairn::server {
 struct SessionFixture : Fixture {
   using Wrap = std::function<std::shared_ptr<rpc::ServerCall>(std::shared_ptr<rpc::ServerCall>)>;
   /// `w`: what the daemon gets in place of a call.
-  explicit SessionFixture(Wrap w = {}) : client(world.make_node("client")), wrap(std::move(w)) {
+  explicit SessionFixture(Wrap w = {}, std::size_t directories = 1)
+      : Fixture({}, 1, directories), client(world.make_node("client")), wrap(std::move(w)) {
+    use_group_of(directories);
     REQUIRE(make_bucket("b"));
     serve();
   }

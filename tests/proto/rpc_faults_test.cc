@@ -42,7 +42,7 @@ struct Victim {
                             : kind == kUpload   ? Method::kPutChunk
                                                 : Method::kObjectSeal;
         auto request = kind == kEarlyError ? std::string("2") : std::to_string(up.size());
-        reply = co_await f.channel->upload(method, std::move(request), pieces_of(up, kUnit), deadline);
+        reply = co_await f.channel->upload(method, std::move(request), pieces_of(up, kSmallUnitBytes), deadline);
         break;
       }
       case kDownload:
@@ -74,8 +74,8 @@ void check_whole(OverSim& f) {
   CHECK(f.server->stats().calls_running == 0);
   CHECK(f.pool->available() == f.pool->units());
   CHECK(f.call(Method::kMap, "x").value_or("none") == "echo x");
-  const auto bytes = pattern(10 * kUnit, 9);  // more than all credit
-  CHECK(f.upload(bytes, kUnit).value_or("none") == std::to_string(crc32c(bytes)));
+  const auto bytes = pattern(10 * kSmallUnitBytes, 9);  // more than all credit
+  CHECK(f.upload(bytes, kSmallUnitBytes).value_or("none") == std::to_string(crc32c(bytes)));
   MemorySink sink(30'000);
   CHECK(f.run(f.channel->download(Method::kReadRanges, "3 10000 2", sink, f.in(60s))));
   CHECK(sink.bytes() == pattern(30'000, 2));
@@ -88,7 +88,7 @@ void at_every_event(std::function<void(OverSim&, Victim&)> disturb, std::functio
   for (const auto kind : Victim::kAll) {
     int events = 0;
     for (int n = 0;; ++n) {
-      OverSim f(small_server(), 4, kUnit, 1000 + n);
+      OverSim f(small_server(), 4, kSmallUnitBytes, 1000 + n);
       f.world.net().faults.split_read = split;
       f.world.net().options.segment_bytes = 1500;
       f.world.net().options.window_bytes = 6000;
@@ -223,7 +223,7 @@ TEST_CASE("rpc: a client that falls silent loses its connection", "[rpc][sim]") 
 }
 
 TEST_CASE("rpc: a daemon that waits for its own memory is not taken for dead", "[rpc][sim]") {
-  OverSim f(small_server(), 3, kUnit);
+  OverSim f(small_server(), 3, kSmallUnitBytes);
   f.connect();
   std::vector<rt::MutableBuffer> all;
   while (auto unit = f.pool->try_acquire()) all.push_back(*std::move(unit));
@@ -271,7 +271,7 @@ TEST_CASE("rpc: a small call is not stuck behind a large upload, and uploads adv
 
 TEST_CASE("rpc: one seed gives one run", "[rpc][sim]") {
   const auto run = [](std::uint64_t seed) {
-    OverSim f(small_server(), 4, kUnit, seed);
+    OverSim f(small_server(), 4, kSmallUnitBytes, seed);
     f.world.net().faults.split_read = 0.3;
     f.world.net().faults.slow = 0.1;
     f.connect();
@@ -290,7 +290,7 @@ TEST_CASE("rpc: many calls under faults end right or with a reason, and leave th
   int right = 0, lost = 0, dropped = 0;
   for (std::uint64_t seed = 1; seed <= 300; ++seed) {
     INFO("seed " << seed);
-    OverSim f(small_server(), 4, kUnit, seed);
+    OverSim f(small_server(), 4, kSmallUnitBytes, seed);
     sim::Prng random(seed, "calls");
     f.service.open_gate();
     f.world.net().options.segment_bytes = 50 + random.below(4000);

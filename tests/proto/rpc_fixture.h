@@ -179,7 +179,7 @@ inline Channel::Options channel_options() {
 }
 
 /// A small unit, so that little data fills the credit.
-inline constexpr std::size_t kUnit = 4096;
+inline constexpr std::size_t kSmallUnitBytes = 4096;
 
 /// Both ends in the simulator.
 struct OverSim {

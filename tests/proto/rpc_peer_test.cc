@@ -23,7 +23,7 @@ struct CountingLog final : rt::Log {
 
 struct Hostile : OverSim {
   explicit Hostile(rpc::Server::Options options = server_options(), std::size_t units = 4)
-      : OverSim(options, units, kUnit) {
+      : OverSim(options, units, kSmallUnitBytes) {
     // The same server again, with a log that we see.
     server = rpc::Server::create({daemon, daemon.runtime().random, daemon.runtime().net, daemon.runtime().offload, log},
                                  *pool, std::move(options), service.handler(), {});
@@ -144,7 +144,7 @@ TEST_CASE("rpc server: frames against the rules end the connection", "[rpc][sim]
     for (std::uint32_t i = 0; i <= server_options().credit_units; ++i) flood += f.data(1, "", "x");
     Hostile roomy(server_options(), 64);
     roomy.closes(*roomy.greeted(), flood);
-    f.closes(*f.greeted(), f.request(1, Method::kHeartbeat, "") + f.data(1, "", std::string(kUnit + 1, 'x')));
+    f.closes(*f.greeted(), f.request(1, Method::kHeartbeat, "") + f.data(1, "", std::string(kSmallUnitBytes + 1, 'x')));
   }
   SECTION("more calls than agreed") {
     std::string flood;
@@ -171,7 +171,7 @@ TEST_CASE("rpc server: lengths are refused from the header alone", "[rpc][sim]")
   Hostile f;
   FrameHeader header{.kind = FrameKind::kData, .call_id = 1};
   for (const auto& [message, payload] : std::vector<std::pair<std::uint32_t, std::uint32_t>>{
-           {0xffffffff, 0}, {wire::kDataMessageBytesMax + 1, 0}, {0, 0xffffffff}, {0, kUnit + 1}}) {
+           {0xffffffff, 0}, {wire::kDataMessageBytesMax + 1, 0}, {0, 0xffffffff}, {0, kSmallUnitBytes + 1}}) {
     header.message_bytes = message;
     header.payload_bytes = payload;
     f.closes(*f.greeted(), f.request(1, Method::kHeartbeat, "") + std::string(text_of(header.encode())));
@@ -184,7 +184,7 @@ TEST_CASE("rpc server: data for a call that has ended is thrown away and its cre
   REQUIRE(f.run(peer->send(f.request(1, Method::kObjectBegin, "0"))));
   CHECK(f.run(peer->receive())->header.kind == FrameKind::kError);
   for (int i = 0; i < 40; ++i) {  // far more than credit_units
-    REQUIRE(f.run(peer->send(f.data(1, "m", std::string(kUnit, 'x')))));
+    REQUIRE(f.run(peer->send(f.data(1, "m", std::string(kSmallUnitBytes, 'x')))));
     const auto credit = f.run(peer->receive());
     REQUIRE(credit);
     CHECK(credit->header.kind == FrameKind::kCredit);
@@ -428,7 +428,7 @@ TEST_CASE("rpc server: uploads of many clients share the pool and all end", "[rp
     static Task<void> run(OverSim& f, std::string bytes) {
       CO_TRY(const auto channel, co_await Channel::connect(f.runtime(), "daemon:99", channel_options(), f.in(10s)));
       CO_TRY(const auto reply, co_await channel->upload(Method::kPutChunk, std::to_string(bytes.size()),
-                                                        pieces_of(bytes, kUnit), f.in(60s)));
+                                                        pieces_of(bytes, kSmallUnitBytes), f.in(60s)));
       if (reply != std::to_string(crc32c(bytes))) co_return fail(Errc::kDataLoss, "wrong CRC");
       co_return {};
     }
@@ -468,8 +468,11 @@ struct FalseDaemon {
     scope.spawn(serve(this, fixture.daemon.runtime()));
   }
   static std::string good_hello() {
-    rpc::Agreed self{
-        .node = "false", .cluster = std::string(16, 'c'), .credit_units = 2, .unit_bytes = kUnit, .calls_max = 4};
+    rpc::Agreed self{.node = "false",
+                     .cluster = std::string(16, 'c'),
+                     .credit_units = 2,
+                     .unit_bytes = kSmallUnitBytes,
+                     .calls_max = 4};
     return RawPeer::frame({.kind = FrameKind::kHelloReply},
                           rpc::answer_hello(rpc::encode_hello(channel_options()), self)->reply);
   }

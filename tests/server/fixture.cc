@@ -103,6 +103,14 @@ Fixture::~Fixture() {
   if (targets) crash(sim::Death::kProcess);
 }
 
+void Fixture::use_group_of(std::size_t copies) {
+  const auto& groups = daemon->map().groups;
+  const auto found =
+      std::ranges::find_if(groups, [&](const GroupRange& range) { return !range.home && range.copies == copies; });
+  REQUIRE(found != groups.end());
+  data_group = found->first;
+}
+
 Result<void> Fixture::try_start() {
   TRY(units, rt::UnitPool::create(node, 32, kTestUnitBytes));
   storage::Target::Options target_options;

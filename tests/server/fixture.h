@@ -94,6 +94,9 @@ class Fixture {
   /// Until nothing removed is kept any more, when nobody reads.
   void let_go() { wait(options.readers.ttl + 2 * options.readers.sweep_every); }
 
+  /// From now on chunks belong to the first group of so many copies, whose members are in the order of the directories.
+  void use_group_of(std::size_t copies);
+
   // ---- Words
   Result<void> make_bucket(const std::string& bucket);
   Result<void> put(ChunkId id, const std::string& bytes);

@@ -21,11 +21,7 @@ std::string pattern(std::uint64_t seed) {
 /// A daemon with a bucket of as many copies as it has directories, and words to damage them.
 struct ScrubFixture : Fixture {
   explicit ScrubFixture(std::size_t directories, Daemon::Options o = {}) : Fixture(std::move(o), 1, directories) {
-    // The first one: its members are in the order of the directories.
-    const auto& groups = daemon->map().groups;
-    data_group = std::ranges::find_if(groups, [&](const GroupRange& range) {
-                   return !range.home && range.copies == directories;
-                 })->first;
+    use_group_of(directories);
     REQUIRE(make_bucket("b"));
   }
   /// One chunk.
