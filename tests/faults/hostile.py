@@ -433,16 +433,19 @@ class Hostile(unittest.TestCase):
         fds = daemon.fds()
         # By TCP: what lies in shared memory is taken by the daemon itself, also from one that stands still.
         env = dict(os.environ, CAIRN_SERVER=daemon.fields["listen"], CAIRN_TRANSPORT="tcp")
-        # Real clients that stand still: gets that take no bytes, puts that send none.
-        for i in range(6):
-            self.children.append(subprocess.Popen([ARGS.cairn, "get", "cairn://b/big", "-"], env=env,
-                                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
-            self.children.append(subprocess.Popen([ARGS.cairn, "put", big, f"cairn://b/big{i}"], env=env,
-                                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        while daemon.metric("cairn_rpc_calls_running") < 4:
-            time.sleep(0.01)
-        for child in self.children:
-            child.send_signal(signal.SIGSTOP)
+        # Real clients that stand still: gets that take no bytes, puts that send none. Which of them the signal meets in the
+        # middle of a call is chance, so more come until enough were given up.
+        while daemon.metric("cairn_rpc_refused_total") < 4:
+            puts = [subprocess.Popen([ARGS.cairn, "put", big, f"cairn://b/big{i}"], env=env, stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL) for i in range(6)]
+            gets = [subprocess.Popen([ARGS.cairn, "get", "cairn://b/big", "-"], env=env, stdout=subprocess.PIPE,
+                                     stderr=subprocess.DEVNULL) for _ in range(6)]
+            self.children += puts + gets
+            while daemon.metric("cairn_rpc_calls_running") < 4 and any(put.poll() is None for put in puts):
+                time.sleep(0.01)
+            for child in puts + gets:
+                child.send_signal(signal.SIGSTOP)
+            time.sleep(3)  # longer than a body may take
         # Calls whose replies are never taken: the whole of what one connection may have, again and again.
         for _ in range(20):
             peer = self.keep(daemon.greeted())
@@ -457,7 +460,6 @@ class Hostile(unittest.TestCase):
         # They are given up, not waited for: what they held is free again while they still stand there.
         while daemon.metric("cairn_rpc_calls_running") > 1:  # the honest client's
             time.sleep(0.01)
-        self.assertGreaterEqual(daemon.metric("cairn_rpc_refused_total"), 4)
         self.ended(daemon, fds)
 
     def test_http_slow_and_large_heads_and_many_connections(self):
