@@ -3,6 +3,7 @@
 #include <cassert>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -43,6 +44,18 @@ class Arena {
       units.push_back(std::move(unit));
     }
     co_return units;
+  }
+  /// The same when they are free and nobody waits.
+  std::optional<std::vector<rt::MutableBuffer>> try_take(std::uint64_t bytes) {
+    const auto turn = turn_.try_acquire(1);
+    if (!turn || free_bytes() < bytes) return std::nullopt;
+    std::vector<rt::MutableBuffer> units;
+    for (std::uint64_t have = 0; have < bytes; have += pool_->unit_bytes()) {
+      auto unit = pool_->try_acquire();
+      if (!unit) return std::nullopt;
+      units.push_back(*std::move(unit));
+    }
+    return units;
   }
   std::uint32_t chunk_bytes() const { return chunk_bytes_; }
   std::uint64_t free_bytes() const { return pool_->available() * pool_->unit_bytes(); }

@@ -16,35 +16,50 @@ constexpr std::size_t kAlignFromBytes = kBlockBytes;
 // Below this a copy is cheaper than waking another thread for it.
 constexpr std::size_t kOffloadFromBytes = 256 * kKiB;
 
-/// The one pass over source memory: copy, block CRCs, plain CRC; piece by piece while it is in the cache.
-struct CopyPass {
-  std::span<const std::byte> from;
-  std::vector<rt::MutableBuffer> units;  // of the chunk; held until the pass is over
+// Copied in one pass while chunks are held back. To wait for another thread costs 0.1 ms, and a chunk is copied in 2.
+constexpr std::uint64_t kHeldPassBytes = 64 * kMiB;
+
+}  // namespace
+
+/// The one pass over source memory: copy, block CRCs, plain CRCs; piece by piece while it is in the cache. What it
+/// needs of the chunks is its own, since it may outlive them.
+struct ChunkWriter::CopyPass {
+  struct Target {  // a chunk
+    std::vector<rt::MutableBuffer> units;
+    std::uint32_t at = 0;
+    std::uint32_t block_crc = 0;
+    std::vector<std::uint32_t> ended;  // CRCs of blocks filled up
+  };
+  struct Step {
+    std::size_t target = 0, source = 0;
+    std::span<const std::byte> from;
+  };
   std::size_t unit_bytes = 0;
-  std::uint32_t at = 0;  // in the chunk
-  std::uint32_t block_crc = 0, plain_crc = 0;
-  std::vector<std::uint32_t> ended;  // CRCs of blocks filled up
+  std::vector<std::uint32_t> crcs;  // by source
+  std::vector<Target> targets;
+  std::vector<Step> steps;
+  std::uint64_t bytes = 0;
 
   void run() {
+    for (const auto& step : steps) run(targets[step.target], step.from, crcs[step.source]);
+  }
+  void run(Target& target, std::span<const std::byte> from, std::uint32_t& crc) const {
     while (!from.empty()) {
-      const auto unit = at / unit_bytes;
-      const auto in_unit = at % unit_bytes;
-      const auto size =
-          std::min({from.size(), static_cast<std::size_t>(kBlockBytes - at % kBlockBytes), unit_bytes - in_unit});
-      if (at % kBlockBytes == 0) block_crc = 0;
-      const auto to = units[unit].bytes.subspan(in_unit, size);
-      const auto before = block_crc;
-      block_crc = copy_with_crc32c(to, from.first(size), before);
+      const auto in_unit = target.at % unit_bytes;
+      const auto size = std::min(
+          {from.size(), static_cast<std::size_t>(kBlockBytes - target.at % kBlockBytes), unit_bytes - in_unit});
+      if (target.at % kBlockBytes == 0) target.block_crc = 0;
+      const auto to = target.units[target.at / unit_bytes].bytes.subspan(in_unit, size);
+      const auto before = target.block_crc;
+      target.block_crc = copy_with_crc32c(to, from.first(size), before);
       // The two differ only by what came before these bytes.
-      plain_crc = crc32c_join(plain_crc ^ before, block_crc, size);
-      at += static_cast<std::uint32_t>(size);
+      crc = crc32c_join(crc ^ before, target.block_crc, size);
+      target.at += static_cast<std::uint32_t>(size);
       from = from.subspan(size);
-      if (at % kBlockBytes == 0) ended.push_back(block_crc);
+      if (target.at % kBlockBytes == 0) target.ended.push_back(target.block_crc);
     }
   }
 };
-
-}  // namespace
 
 ChunkWriter::ChunkWriter(std::shared_ptr<Session> session, Arena& arena, std::optional<OwnerId> owner, Options options)
     : session_(std::move(session)),
@@ -67,6 +82,7 @@ void ChunkWriter::start(OwnerId owner, std::vector<DataGroup> groups) {
     early_[chunk.id.index] = chunk.group;
   };
   for (auto& chunk : waiting_) begin(chunk);
+  for (auto& chunk : filled_) begin(*chunk);
   if (chunk_) begin(*chunk_);
   if (failure_) return stop(*failure_);
   if (!held_) release();
@@ -103,33 +119,46 @@ Result<void> ChunkWriter::choose_group(Chunk& chunk) {
   return {};
 }
 
+std::uint64_t ChunkWriter::next_chunk_bytes() const {
+  const std::uint64_t size = arena_.chunk_bytes();
+  return expected_ ? std::min(size, std::max<std::uint64_t>(*expected_, 1)) : size;
+}
+
 Task<void> ChunkWriter::open_chunk() {
   // Whoever waits for memory holds no chunk back: what is in flight, or soon will be, frees some.
-  std::uint64_t size = arena_.chunk_bytes();
-  if (expected_) size = std::min(size, std::max<std::uint64_t>(*expected_, 1));
+  const auto size = next_chunk_bytes();
   if (held_ && arena_.free_bytes() < size) release();
   CO_TRY(auto units, co_await arena_.take(size));
   if (failure_) co_return fail(*failure_);
+  co_return open_chunk_in(std::move(units));
+}
+
+Result<void> ChunkWriter::open_chunk_in(std::vector<rt::MutableBuffer> units) {
   auto chunk = std::make_unique<Chunk>();
   chunk->id = {.owner = owner_.value_or(OwnerId()), .writer = writer_, .index = next_index_};
-  if (owner_) CO_CHECK_OK(choose_group(*chunk));
+  if (owner_) CHECK_OK(choose_group(*chunk));
   ++next_index_;
   chunk->capacity =
       static_cast<std::uint32_t>(std::min<std::uint64_t>(units.size() * arena_.unit_bytes(), arena_.chunk_bytes()));
   chunk->units = std::move(units);
   chunk_ = std::move(chunk);
-  co_return {};
+  return {};
 }
 
-Task<std::uint32_t> ChunkWriter::copy(std::span<const std::byte> from, std::uint32_t crc) {
-  auto pass = std::make_shared<CopyPass>();
-  pass->from = from;
-  pass->units = chunk_->units;
-  pass->unit_bytes = arena_.unit_bytes();
-  pass->at = chunk_->length;
-  pass->block_crc = chunk_->block_crc;
-  pass->plain_crc = crc;
-  if (from.size() < kOffloadFromBytes) {
+void ChunkWriter::fill(CopyPass& pass, std::size_t source, std::span<const std::byte>& from) {
+  const auto target = filled_.size();
+  if (pass.targets.size() == target)
+    pass.targets.push_back({.units = chunk_->units, .at = chunk_->length, .block_crc = chunk_->block_crc, .ended = {}});
+  const auto size = std::min<std::size_t>(from.size(), chunk_->capacity - chunk_->length);
+  pass.steps.push_back({.target = target, .source = source, .from = from.first(size)});
+  pass.bytes += size;
+  chunk_->length += static_cast<std::uint32_t>(size);
+  from = from.subspan(size);
+}
+
+Task<void> ChunkWriter::copy(std::shared_ptr<CopyPass> pass) {
+  copying_ = true;
+  if (pass->bytes < kOffloadFromBytes) {
     pass->run();
   } else {
     auto& runtime = session_->runtime();
@@ -138,42 +167,90 @@ Task<std::uint32_t> ChunkWriter::copy(std::span<const std::byte> from, std::uint
     runtime.offload.submit([pass] { pass->run(); }, [pass, setter = copied.setter()] { setter.set(true); });
     co_await copied;
   }
-  chunk_->length = pass->at;
-  chunk_->block_crc = pass->block_crc;
-  chunk_->block_crcs.insert(chunk_->block_crcs.end(), pass->ended.begin(), pass->ended.end());
-  co_return pass->plain_crc;
+  copying_ = false;
+  for (std::size_t i = 0; i < pass->targets.size(); ++i) {
+    auto& chunk = i < filled_.size() ? *filled_[i] : *chunk_;
+    const auto& target = pass->targets[i];
+    chunk.block_crc = target.block_crc;
+    chunk.block_crcs.insert(chunk.block_crcs.end(), target.ended.begin(), target.ended.end());
+  }
+  for (auto& chunk : std::exchange(filled_, {})) CO_CHECK_OK(close_chunk(std::move(chunk)));
+  co_return {};
 }
 
-Task<ChunkWriter::Appended> ChunkWriter::append(std::span<const std::byte> bytes, Align align, std::uint32_t crc) {
+Task<std::vector<ChunkWriter::Appended>> ChunkWriter::append(std::vector<Source> sources) {
   static constexpr std::array<std::byte, kSectorBytes> kZeros{};
-  Appended done;
-  done.crc = crc;
-  if (align == Align::kSector && bytes.size() >= kAlignFromBytes && chunk_ && chunk_->length % kSectorBytes != 0) {
-    const auto gap =
-        std::min<std::uint64_t>(kSectorBytes - chunk_->length % kSectorBytes, chunk_->capacity - chunk_->length);
-    CO_CHECK_OK(co_await copy(std::span(kZeros).first(gap), 0));
-  }
-  while (!bytes.empty()) {
+  if (copying_) co_return fail(Errc::kInvalid, "append: the one before was given up, or has not ended");
+  std::vector<Appended> done(sources.size());
+  std::vector<std::uint32_t> crcs;
+  for (const auto& source : sources) crcs.push_back(source.crc);
+  crcs.push_back(0);  // of what lies between them
+  std::size_t next = 0;
+  bool begins = true;  // nothing of the next source has been taken yet
+  while (next < sources.size()) {
+    if (sources[next].bytes.empty()) {
+      ++next;
+      begins = true;
+      continue;
+    }
     if (failure_) co_return fail(*failure_);
     if (chunk_ && chunk_->length == chunk_->capacity) CO_CHECK_OK(co_await cut());
     if (!chunk_) CO_CHECK_OK(co_await open_chunk());
-    const auto size = std::min<std::size_t>(bytes.size(), chunk_->capacity - chunk_->length);
-    done.extents.push_back({chunk_->group, chunk_->id, chunk_->length, static_cast<std::uint32_t>(size)});
-    CO_TRY(done.crc, co_await copy(bytes.first(size), done.crc));
-    bytes = bytes.subspan(size);
-    bytes_ += size;
-    if (expected_) *expected_ -= std::min<std::uint64_t>(*expected_, size);
+    auto pass = std::make_shared<CopyPass>();
+    pass->unit_bytes = arena_.unit_bytes();
+    pass->crcs = std::move(crcs);
+    for (; next < sources.size(); ++next, begins = true) {
+      auto& [from, align, crc] = sources[next];
+      if (std::exchange(begins, false) && align == Align::kSector && from.size() >= kAlignFromBytes) {
+        auto gap = std::span(kZeros).first(round_up(chunk_->length, kSectorBytes) - chunk_->length);
+        if (!gap.empty()) fill(*pass, sources.size(), gap);
+      }
+      while (!from.empty()) {
+        if (chunk_->length == chunk_->capacity) {
+          if (!held_ || pass->bytes >= kHeldPassBytes) break;
+          auto units = arena_.try_take(next_chunk_bytes());
+          if (!units) break;
+          filled_.push_back(std::move(chunk_));
+          if (auto opened = open_chunk_in(*std::move(units)); !opened) {
+            filled_.clear();  // without their bytes
+            stop(opened.error());
+            co_return fail(*failure_);
+          }
+        }
+        const auto at = chunk_->length;
+        fill(*pass, next, from);
+        const auto size = chunk_->length - at;
+        done[next].extents.push_back({chunk_->group, chunk_->id, at, size});
+        bytes_ += size;
+        if (expected_) *expected_ -= std::min<std::uint64_t>(*expected_, size);
+      }
+      if (!from.empty()) break;
+    }
+    CO_CHECK_OK(co_await copy(pass));
+    crcs = std::move(pass->crcs);
   }
+  for (std::size_t i = 0; i < sources.size(); ++i) done[i].crc = crcs[i];
   co_return done;
 }
 
+Task<ChunkWriter::Appended> ChunkWriter::append(std::span<const std::byte> bytes, Align align, std::uint32_t crc) {
+  std::vector<Source> sources;
+  sources.push_back({.bytes = bytes, .align = align, .crc = crc});
+  CO_TRY(auto done, co_await append(std::move(sources)));
+  co_return std::move(done.front());
+}
+
 Task<void> ChunkWriter::cut() {
-  auto chunk = std::move(chunk_);
-  if (!chunk) co_return {};
-  if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
-  if (owner_ && !held_) co_return dispatch(std::move(*chunk));
-  waiting_.push_back(std::move(*chunk));
+  if (copying_) co_return fail(Errc::kInvalid, "cut: an append was given up, or has not ended");
+  if (chunk_) co_return close_chunk(std::move(chunk_));
   co_return {};
+}
+
+Result<void> ChunkWriter::close_chunk(std::unique_ptr<Chunk> chunk) {
+  if (chunk->length % kBlockBytes != 0) chunk->block_crcs.push_back(chunk->block_crc);
+  if (owner_ && !held_) return dispatch(std::move(*chunk));
+  waiting_.push_back(std::move(*chunk));
+  return {};
 }
 
 Result<void> ChunkWriter::dispatch(Chunk chunk) {

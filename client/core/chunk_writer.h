@@ -51,8 +51,15 @@ class ChunkWriter {
   /// kSector: bytes of 64 KiB and more begin at a sector, so that a slice of one tensor does not read a neighbour's.
   /// kNone: right behind what came before, so that all together fill whole chunks.
   enum class Align { kNone, kSector };
-  /// Copies `bytes`, which must stay valid until the Task ends or the runtime's Offload is gone. `crc` is continued.
+  struct Source {
+    std::span<const std::byte> bytes;
+    Align align = Align::kNone;
+    std::uint32_t crc = 0;  // is continued
+  };
+  /// Copies the bytes of `sources`, one behind the other; they must stay valid until the Task ends or the runtime's
+  /// Offload is gone. One call at a time; after one whose Task was dropped nothing can be appended any more.
   /// errors: the first failure of a chunk sent before;  kUnavailable  no data group
+  Task<std::vector<Appended>> append(std::vector<Source> sources);
   Task<Appended> append(std::span<const std::byte> bytes, Align align, std::uint32_t crc = 0);
   /// How many bytes will be appended before the next cut(): sizes the last chunk's memory. Unknown: whole chunks.
   void expect(std::uint64_t bytes) { expected_ = bytes; }
@@ -78,10 +85,16 @@ class ChunkWriter {
     std::uint32_t block_crc = 0;            // of the block being filled
     std::vector<std::uint32_t> block_crcs;  // plain: the seed takes the owner
   };
+  struct CopyPass;
+  std::uint64_t next_chunk_bytes() const;
   Task<void> open_chunk();
+  Result<void> open_chunk_in(std::vector<rt::MutableBuffer> units);
   Result<void> choose_group(Chunk& chunk);
+  /// Gives the chunk being filled the next bytes of `from`, and takes them off it.
+  void fill(CopyPass& pass, std::size_t source, std::span<const std::byte>& from);
+  Task<void> copy(std::shared_ptr<CopyPass> pass);
+  Result<void> close_chunk(std::unique_ptr<Chunk> chunk);
   Result<void> dispatch(Chunk chunk);
-  Task<std::uint32_t> copy(std::span<const std::byte> from, std::uint32_t crc);
   /// A chunk as it travels.
   struct Parcel {
     std::uint32_t index = 0;
@@ -99,7 +112,9 @@ class ChunkWriter {
   std::uint64_t writer_;
   std::uint32_t next_index_ = 0;
   std::optional<std::uint64_t> expected_;
-  std::unique_ptr<Chunk> chunk_;  // being filled
+  std::unique_ptr<Chunk> chunk_;                // being filled
+  std::vector<std::unique_ptr<Chunk>> filled_;  // those before it of the same pass, which are being copied
+  bool copying_ = false;                        // a pass is under way, or was dropped
   bool held_ = false;
   std::vector<Chunk> waiting_;    // full, but without owner, or held back
   std::vector<DataGroup> early_;  // by index: the groups of chunks that were opened before start()

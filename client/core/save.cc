@@ -261,28 +261,29 @@ Task<void> SaveAttempt::copy_items(bool last) {
                                     std::to_string(arena_.total_bytes()) + " bytes free)");
   writer_->expect(total);
   if (request_.stage_first && total + arena_.unit_bytes() <= arena_.free_bytes()) writer_->hold();
-  // By index: more may be added while this waits for memory.
-  for (std::size_t i = 0;; ++i) {
-    Item item;
+  // In turns: more may be added while one waits for memory.
+  for (std::size_t begin = 0;;) {
+    std::vector<ChunkWriter::Source> sources;
     {
       const std::lock_guard lock(adding_);
-      if (i == items_.size()) {
+      if (begin == items_.size()) {
         items_.clear();
         staged_ = last;
         co_return {};
       }
-      item = items_[i];
+      for (auto i = begin; i < items_.size(); ++i)
+        sources.push_back({.bytes = items_[i].bytes, .align = ChunkWriter::Align::kSector});
     }
-    auto appended = co_await writer_->append(item.bytes, ChunkWriter::Align::kSector);
-    if (!appended) co_return fail(std::move(appended).error());
-    bytes_ += item.bytes.size();
+    CO_TRY(auto appended, co_await writer_->append(std::move(sources)));
     const std::lock_guard lock(adding_);
-    if (item.kind == Item::Kind::kShard) {
-      contents_.shards[item.entry].extents = std::move(appended->extents);
-      contents_.shards[item.entry].crc = appended->crc;
-    } else {
-      contents_.blobs[item.entry].extents = std::move(appended->extents);
-      contents_.blobs[item.entry].crc = appended->crc;
+    for (auto& done : appended) {
+      const auto& item = items_[begin++];
+      bytes_ += item.bytes.size();
+      auto& extents =
+          item.kind == Item::Kind::kShard ? contents_.shards[item.entry].extents : contents_.blobs[item.entry].extents;
+      auto& crc = item.kind == Item::Kind::kShard ? contents_.shards[item.entry].crc : contents_.blobs[item.entry].crc;
+      extents = std::move(done.extents);
+      crc = done.crc;
     }
   }
 }

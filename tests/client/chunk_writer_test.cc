@@ -99,3 +99,64 @@ TEST_CASE("chunk writer: one that is stopped sends nothing and says why", "[clie
   // Only the chunk that was being filled still has its memory.
   CHECK(f.arena->free_bytes() >= 7 * std::uint64_t{WriterFixture::kChunk});
 }
+
+TEST_CASE("chunk writer: a list of sources arrives byte for byte, held back or not, whenever the owner is known",
+          "[client]") {
+  enum class Owner { kKnown, kWhileCopying, kAfterwards };
+  const auto known = GENERATE(Owner::kKnown, Owner::kWhileCopying, Owner::kAfterwards);
+  const bool held = GENERATE(false, true);
+  const auto align = GENERATE(client::ChunkWriter::Align::kNone, client::ChunkWriter::Align::kSector);
+  INFO("owner " << static_cast<int>(known) << ", held " << held << ", align " << static_cast<int>(align));
+  WriterFixture f;
+  const auto writer = f.writer(known == Owner::kKnown ? std::optional(f.owner) : std::nullopt);
+  if (held) writer->hold();
+  // Together seven chunks: an end of a chunk inside a source, at its end, and inside what fills up a sector.
+  const std::size_t sizes[] = {
+      0, 1,    100,           kBlockBytes, kBlockBytes + 1, WriterFixture::kChunk, 5000, 300000, 2 * 262144 + 3,
+      0, 4096, 131072 - 4096, 1,           200000};
+  std::vector<client::ChunkWriter::Source> sources;
+  std::uint32_t seed = 0;
+  for (const auto size : sizes)
+    sources.push_back({.bytes = std::span(f.bytes).subspan(seed * 7, size), .align = align, .crc = seed++});
+  std::vector<client::ChunkWriter::Appended> done;
+  std::vector<Task<void>> both;
+  both.push_back([](client::ChunkWriter* to, std::vector<client::ChunkWriter::Source> what,
+                    std::vector<client::ChunkWriter::Appended>* out) -> Task<void> {
+    CO_TRY(*out, co_await to->append(std::move(what)));
+    co_return {};
+  }(writer.get(), sources, &done));
+  if (known == Owner::kWhileCopying)
+    both.push_back([](client::ChunkWriter* of, WriterFixture* fixture) -> Task<void> {
+      of->start(fixture->owner, {fixture->data_group});
+      co_return {};
+    }(writer.get(), &f));
+  REQUIRE(f.world.run(f.client, rt::all(f.client, std::move(both))));
+  if (known == Owner::kAfterwards) writer->start(f.owner, {f.data_group});
+  writer->release();
+  REQUIRE(f.world.run(f.client, writer->drain()));
+  REQUIRE(done.size() == sources.size());
+  for (std::size_t i = 0; i < done.size(); ++i) {
+    INFO("source " << i);
+    const auto& source = sources[i];
+    CHECK(done[i].crc == crc32c(source.bytes, source.crc));
+    writer->place(done[i].extents);
+    CHECK(std::ranges::equal(f.stored(done[i].extents), source.bytes));
+    if (align == client::ChunkWriter::Align::kSector && source.bytes.size() >= kBlockBytes)
+      CHECK(done[i].extents.front().offset % kSectorBytes == 0);
+  }
+  CHECK(f.arena->free_bytes() == f.arena->total_bytes());
+}
+
+TEST_CASE("chunk writer: after an append that was given up in the middle of the copy nothing goes on", "[client]") {
+  WriterFixture f;
+  const auto writer = f.writer(f.owner);
+  writer->hold();  // all in one pass, that ends in the middle of a chunk
+  {
+    auto given_up = writer->append(f.bytes, client::ChunkWriter::Align::kNone);
+    CHECK_FALSE(f.world.run(f.client, rt::with_deadline(f.client, f.client.now(), std::move(given_up), "append")));
+  }
+  const auto more = f.world.run(f.client, writer->append(f.bytes, client::ChunkWriter::Align::kNone));
+  REQUIRE_FALSE(more);
+  CHECK(more.error().code == Errc::kInvalid);
+  CHECK_FALSE(f.world.run(f.client, writer->drain()));
+}
