@@ -94,8 +94,9 @@ class Daemon:
         return peer
 
     def text(self):
-        self.log.seek(0)
-        return self.log.read().decode()
+        # Not by seeking: the daemon writes where this descriptor stands.
+        fd = self.log.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode()
 
     def status(self, name):
         text = pathlib.Path(f"/proc/{self.pid}/status").read_text()

@@ -62,8 +62,9 @@ class Daemon:
         self.fields = dict(word.split("=", 1) for word in self.ready.split()[2:])
 
     def text(self):
-        self.log.seek(0)
-        return self.log.read().decode()
+        # Not by seeking: the daemon writes where this descriptor stands.
+        fd = self.log.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode()
 
     def http(self, path):
         try:
