@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Tables and plots from the figures of bench/report.sh (docs/benchmarks/*.json); nothing but Python is needed.
+"""Tables and plots from the figures of bench/report.sh; nothing but Python is needed.
 
-    bench/plot.py        # rewrites docs/benchmarks/*.svg and the tables in docs/benchmarks.md and README.md
+    bench/plot.py        # rewrites docs/benchmarks/**/*.svg and the tables in docs/benchmarks.md and README.md
+
+docs/benchmarks/*.json are of one machine, each folder there of another, with tables of its own in docs/benchmarks.md.
 """
 import html
 import json
@@ -22,8 +24,8 @@ ROWS = [
 ]
 
 
-def load():
-    return {p.stem: json.loads(p.read_text()) for p in sorted(FIGURES.glob("*.json"))}
+def load(folder):
+    return {p.stem: json.loads(p.read_text()) for p in sorted(folder.glob("*.json"))}
 
 
 def value(run, name):
@@ -103,7 +105,7 @@ def bars(groups, series, heading, unit, aims=None):
     return "\n".join(out + ["</svg>", ""])
 
 
-def plots(runs):
+def plots(runs, folder):
     series = {t: (TRANSPORTS[t], COLOURS[t]) for t in TRANSPORTS}
     written = []
     for suffix in ("4", "8", "4-8b", "8-8b"):
@@ -116,7 +118,7 @@ def plots(runs):
             groups = [(names[name], {t: runs.get(f"{t}-{suffix}", {}).get(name) for t in TRANSPORTS})
                       for name, _, _ in rows]
             aims = {(names[name], t): aim for name, _, wanted in rows for t, aim in zip(TRANSPORTS, wanted)}
-            path = FIGURES / f"{kind}-{suffix}.svg"
+            path = folder / f"{kind}-{suffix}.svg"
             path.write_text(bars(groups, series, title(runs, suffix).split(";")[0], unit, aims))
             written.append(path.name)
     return written
@@ -124,10 +126,10 @@ def plots(runs):
 
 def others(runs):
     lines = []
-    for ranks in ("4", "8"):
+    for ranks in ("1", "4", "8"):
         run = runs.get(f"async-{ranks}")
         if run:
-            lines.append(f"| stall of an asynchronous save / memcpy of the same bytes, {run['ranks']} ranks | "
+            lines.append(f"| stall of an asynchronous save / memcpy of the same bytes, {run['ranks']} rank{'s' * (ranks != '1')} | "
                          f"{spread(run, 'stall_vs_memcpy')} | 1.2 |")
     disk = runs.get("disk")
     if disk:
@@ -182,20 +184,29 @@ def between(path, name, text):
     path.write_text(new)
 
 
-def main():
-    runs = load()
-    if not runs:
-        raise SystemExit("docs/benchmarks holds no figures: run bench/report.sh DIR first")
-    written = plots(runs)
+def tables(runs, folder):
+    written = plots(runs, folder)
+    place = folder.relative_to(ROOT / "docs")
     parts = []
     for suffix in ("4", "8", "4-8b", "8-8b"):
         if title(runs, suffix) is not None:
             parts.append(f"{title(runs, suffix)}.\n\n{checkpoint_table(runs, suffix)}\n\n"
-                         + "\n".join(f"![{n}](benchmarks/{n})" for n in written if n.endswith(f"s-{suffix}.svg") or n.endswith(f"cpu-{suffix}.svg")))
-    between(ROOT / "docs" / "benchmarks.md", "tables", "\n\n".join(parts + [others(runs)]))
+                         + "\n".join(f"![{n}]({place}/{n})" for n in written if n in (f"ratios-{suffix}.svg", f"cpu-{suffix}.svg")))
+    return "\n\n".join(parts + [others(runs)])
+
+
+def main():
+    runs = load(FIGURES)
+    if not runs:
+        raise SystemExit("docs/benchmarks holds no figures: run bench/report.sh DIR first")
+    page = ROOT / "docs" / "benchmarks.md"
+    between(page, "tables", tables(runs, FIGURES))
+    machines = sorted(p for p in FIGURES.iterdir() if p.is_dir())
+    for folder in machines:
+        between(page, f"tables: {folder.name}", tables(load(folder), folder))
     if readme_table(runs):
         between(ROOT / "README.md", "speed", readme_table(runs))
-    print(f"{len(runs)} runs, {len(written)} plots, docs/benchmarks.md and README.md")
+    print(f"{len(runs)} runs, {len(machines)} further machines, docs/benchmarks.md and README.md")
 
 
 if __name__ == "__main__":
