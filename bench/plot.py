@@ -180,7 +180,9 @@ def between(path, name, text):
     """Replaces what stands between <!-- NAME --> and <!-- /NAME -->."""
     old = path.read_text()
     new = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + text + "\n" + m[2], old, flags=re.S)
-    assert f"<!-- {name} -->" in old, f"{path}: no place for {name}"
+    if f"<!-- {name} -->" not in old or f"<!-- /{name} -->" not in old:
+        raise SystemExit(f"{path}: no place for what was measured (it is kept): write <!-- {name} --> and, on a line below, "
+                         f"<!-- /{name} --> where the table belongs, then run bench/report.sh --render")
     path.write_text(new)
 
 
